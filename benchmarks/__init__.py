@@ -1,0 +1,1 @@
+"""Benchmarks of the package: run from the repository root, for example ``python -m benchmarks.leaderboard``."""

@@ -1,0 +1,38 @@
+"""Neural recommenders that plug into RecTools and RePlay pipelines."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .datasets import load_dataset
+    from .models.dssm import DSSMModel
+    from .models.userknn import UserKNNModel
+    from .registry import model_from_config, model_from_params
+
+__all__ = ["DSSMModel", "UserKNNModel", "load_dataset", "model_from_config", "model_from_params"]
+__version__ = _version("rectools-neural")
+
+_FUNCTIONS = {
+    "load_dataset": "rectools_neural.datasets",
+    "model_from_config": "rectools_neural.registry",
+    "model_from_params": "rectools_neural.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy (PEP 562): importing the package costs nothing until a name of it is used.
+    module = _FUNCTIONS.get(name)
+    if module is None and name in __all__:
+        from .registry import MODELS
+
+        module = MODELS[name]
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

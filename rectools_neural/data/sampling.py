@@ -1,0 +1,117 @@
+"""Negative sampling: items that a user has not interacted with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .histories import Histories
+
+_SLOTS_PER_KEY = 8
+_HASH_MULTIPLIER = -7046029254386353131  # 2**64 / golden ratio, as a signed number
+_MAX_ROUNDS = 100
+
+
+class PositivePairs:
+    """
+    Membership test for (user, item) pairs.
+
+    A small hashed table answers most questions; only the pairs that it can't rule out are looked up in the
+    sorted keys ``user * n_items + item``, which makes the test several times as fast as the search alone.
+
+    Parameters
+    ----------
+    histories : Histories
+        The positive pairs.
+    """
+
+    def __init__(self, histories: Histories) -> None:
+        self._n_items = histories.n_items
+        self._keys = torch.from_numpy(histories.keys())
+        n_slots = 1 << math.ceil(math.log2(max(len(self._keys), 1) * _SLOTS_PER_KEY))
+        self._mask = n_slots - 1
+        self._table = torch.zeros(n_slots, dtype=torch.bool)
+        self._table[self._slot(self._keys)] = True
+
+    def __call__(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """
+        Tell which pairs are positive.
+
+        Parameters
+        ----------
+        users, items : torch.Tensor
+            Rows, int64, shapes that broadcast to each other.
+
+        Returns
+        -------
+        torch.Tensor
+            Bool, of the broadcast shape.
+        """
+        keys = users * self._n_items + items
+        found = self._table[self._slot(keys)]
+        maybe = found.nonzero(as_tuple=True)
+        candidates = keys[maybe]
+        position = torch.searchsorted(self._keys, candidates).clamp_(max=max(len(self._keys) - 1, 0))
+        found[maybe] = self._keys[position] == candidates
+        return found
+
+    def _slot(self, keys: torch.Tensor) -> torch.Tensor:
+        return ((keys * _HASH_MULTIPLIER) >> 20) & self._mask
+
+
+class NegativeSampler:
+    """
+    Draws negatives, uniformly or by popularity, and rejects the user's own items.
+
+    Parameters
+    ----------
+    histories : Histories
+        All positive pairs of the training data.
+    popularity_power : float, default 0
+        Items are drawn in proportion to ``popularity ** popularity_power``; 0 is uniform.
+    """
+
+    def __init__(self, histories: Histories, popularity_power: float = 0.0) -> None:
+        self.is_positive = PositivePairs(histories)
+        self.n_items = histories.n_items
+        self._weights = torch.from_numpy(histories.popularity()).double().pow(popularity_power)
+        self._uniform = popularity_power == 0
+        #: Log probability of each item to be drawn, shape ``(n_items,)``: what the logQ correction takes off.
+        self.log_q = (self._weights / self._weights.sum()).log().float()
+
+    def sample(self, users: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
+        """
+        Draw `n` negatives for each user.
+
+        A user with nearly all items keeps, after many rounds, what was drawn last.
+
+        Parameters
+        ----------
+        users : torch.Tensor
+            User rows, shape ``(n_users,)``, int64.
+        n : int
+            Negatives a user.
+        generator : torch.Generator
+            Source of randomness.
+
+        Returns
+        -------
+        torch.Tensor
+            Item rows, shape ``(n_users, n)``, int64.
+        """
+        owners = users.repeat_interleave(n)
+        items = self.sample_shared(len(owners), generator)
+        rejected = self.is_positive(owners, items).nonzero().squeeze(1)
+        for _ in range(_MAX_ROUNDS):
+            if not len(rejected):
+                break
+            items[rejected] = self.sample_shared(len(rejected), generator)
+            rejected = rejected[self.is_positive(owners[rejected], items[rejected])]
+        return items.view(len(users), n)
+
+    def sample_shared(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw `n` items for a whole batch, with repetition and without rejection, shape ``(n,)``."""
+        if self._uniform:
+            return torch.randint(0, self.n_items, (n,), generator=generator)
+        return torch.multinomial(self._weights, n, replacement=True, generator=generator)

@@ -1,0 +1,167 @@
+"""Sources of training batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from .batches import FeatureBatch, HistoryBatch, ItemBatch, TrainingBatch, UserBatch
+from .features import EncodedFeatures
+from .reader import Items, Users
+from .sampling import NegativeSampler
+
+
+@dataclass
+class UserBatches:
+    """
+    Batches of users: each sees a part of the history and predicts all of it, or the hidden part.
+
+    Parameters
+    ----------
+    users : Users
+        The training users.
+    items : Items
+        The training items, by row.
+    batch_size : int
+        Users a batch.
+    hidden : float
+        Share of each history that is hidden.
+    generator : torch.Generator
+        Source of all randomness.
+    sampler : NegativeSampler, optional
+        Source of negatives; None for losses over the whole catalogue, which predict all of the history. With
+        negatives only hidden items are predicted, since a visible one gives itself away.
+    n_negatives : int
+        Negatives a pair, or candidates a batch.
+    shared : bool
+        Whether a batch shares its candidates.
+    in_batch : bool
+        Whether the candidates are the targets of the batch.
+    positives_per_user : int, optional
+        Predict this many of the items at most, drawn anew each epoch; all by default.
+    entity_dropout : float
+        Share of users that lose their id and history, of items that lose their id, and of users and items that lose
+        their features, each drawn by itself. It trains the vectors of warm and cold entities.
+    """
+
+    users: Users
+    items: Items
+    batch_size: int
+    hidden: float
+    generator: torch.Generator
+    sampler: NegativeSampler | None = None
+    n_negatives: int = 1
+    shared: bool = False
+    in_batch: bool = False
+    positives_per_user: int | None = None
+    entity_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._catalogue = replace(self.items.batch(), rows=None)
+        # One more row without features, for those that lose them.
+        self._user_features = _with_missing_row(self.users.features)
+        self._item_features = _with_missing_row(self.items.features)
+
+    def __len__(self) -> int:
+        return -(-len(self.users) // self.batch_size)
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        order = torch.randperm(len(self.users), generator=self.generator).numpy()
+        for start in range(0, len(order), self.batch_size):
+            yield self._batch(order[start : start + self.batch_size])
+
+    def _batch(self, positions: np.ndarray) -> TrainingBatch:
+        whole = self.users.histories.take(positions)
+        history = HistoryBatch(torch.from_numpy(whole.items), torch.from_numpy(whole.lengths))
+        hide = torch.rand(len(history.items), generator=self.generator) < self.hidden
+        rows, targets = history.rows(), history.items
+        if self.sampler is not None:
+            hide = self._hide_at_least_one(history, hide)
+        predicted = torch.ones_like(hide) if self.sampler is None else hide
+        if self.positives_per_user is not None:
+            chosen = torch.zeros_like(hide)
+            chosen[predicted] = self._choose(rows[predicted], len(positions), self.positives_per_user)
+            predicted = chosen
+        is_new = self._drop(len(positions))
+        users = UserBatch(
+            torch.from_numpy(self.users.rows[positions]).masked_fill(is_new, -1),
+            history.keep(~hide & ~is_new[rows]),
+            self._features(self._user_features, positions),
+        )
+        rows, targets = rows[predicted], targets[predicted]
+        if self.sampler is None:
+            return TrainingBatch(users, self._items(None), rows, targets)
+        return self._with_negatives(users, torch.from_numpy(positions), rows, targets, self.sampler)
+
+    def _with_negatives(
+        self,
+        users: UserBatch,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+        targets: torch.Tensor,
+        sampler: NegativeSampler,
+    ) -> TrainingBatch:
+        is_positive = None
+        log_q = sampler.log_q
+        if self.in_batch:
+            negatives = targets.unique()
+        elif self.shared:
+            negatives = sampler.sample_shared(self.n_negatives, self.generator)
+        else:
+            negatives = sampler.sample(positions[rows], self.n_negatives, self.generator)
+        if negatives.ndim == 1:
+            is_positive = sampler.is_positive(positions.unsqueeze(1), negatives)
+        items, place = self._compact(torch.cat([targets, negatives.flatten()]))
+        return TrainingBatch(
+            users,
+            items,
+            rows,
+            place[: len(targets)],
+            place[len(targets) :].view(negatives.shape),
+            is_positive,
+            log_q[targets],
+            log_q[negatives],
+        )
+
+    def _compact(self, wanted: torch.Tensor) -> tuple[ItemBatch, torch.Tensor]:
+        """Only the items that occur get a vector, unless that is most of the catalogue anyway."""
+        if len(wanted) >= len(self.items):
+            return self._items(None), wanted
+        rows, place = wanted.unique(return_inverse=True)
+        return self._items(rows), place
+
+    def _items(self, rows: torch.Tensor | None) -> ItemBatch:
+        if rows is None and not self.entity_dropout:
+            return self._catalogue
+        n = len(self.items) if rows is None else len(rows)
+        positions = np.arange(n) if rows is None else rows.numpy()
+        return ItemBatch(rows, self._drop(n).unsqueeze(1), self._features(self._item_features, positions))
+
+    def _features(self, features: EncodedFeatures, positions: np.ndarray) -> FeatureBatch:
+        without = self._drop(len(positions)).numpy()
+        return features.take(np.where(without, len(features) - 1, positions)).batch()
+
+    def _drop(self, n: int) -> torch.Tensor:
+        return torch.rand(n, generator=self.generator) < self.entity_dropout
+
+    def _hide_at_least_one(self, history: HistoryBatch, hide: torch.Tensor) -> torch.Tensor:
+        rows = history.rows()
+        first = self._choose(rows, len(history.lengths), 1)
+        none_hidden = torch.zeros_like(history.lengths).index_add_(0, rows, hide.long()) == 0
+        return hide | (first & none_hidden[rows])
+
+    def _choose(self, rows: torch.Tensor, n_users: int, n: int) -> torch.Tensor:
+        """Mark `n` random entries of each user, or all where there are fewer; `rows` is sorted."""
+        shuffled = torch.rand(len(rows), generator=self.generator, dtype=torch.float64).add_(rows).argsort()
+        lengths = torch.bincount(rows, minlength=n_users)
+        rank = torch.arange(len(rows)) - (lengths.cumsum(0) - lengths)[rows]
+        chosen = torch.zeros(len(rows), dtype=torch.bool)
+        chosen[shuffled[rank < n]] = True
+        return chosen
+
+
+def _with_missing_row(features: EncodedFeatures) -> EncodedFeatures:
+    return features.append(EncodedFeatures.missing(features.schema, 1))

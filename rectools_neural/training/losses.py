@@ -1,0 +1,174 @@
+"""Every loss of the package: pure functions on score tensors, each averaged over the users of a batch or its pairs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def squared_loss(
+    users: torch.Tensor,
+    items: torch.Tensor,
+    rows: torch.Tensor,
+    targets: torch.Tensor,
+    unobserved_weight: float,
+) -> torch.Tensor:
+    """
+    Weighted squared loss over the whole catalogue, without negatives (Hu et al. 2008, Chen et al. 2020).
+
+    The sum over all items of ``w (y - s)^2``, with ``y = 1, w = 1`` for the targets and ``y = 0,
+    w = unobserved_weight`` for the rest. With dot scores the sum of squares over the catalogue is ``u' (V'V) u``:
+    the cost of the negatives is one small product, whatever the size of the catalogue.
+
+    Parameters
+    ----------
+    users : torch.Tensor
+        Vectors of the batch, shape ``(n_users, dim)``.
+    items : torch.Tensor
+        Vectors of the whole catalogue, shape ``(n_items, dim)``.
+    rows, targets : torch.Tensor
+        User row (in the batch) and item row of each positive pair, shape ``(n_pairs,)``.
+    unobserved_weight : float
+        Weight of the items that are not targets.
+
+    Returns
+    -------
+    torch.Tensor
+        Mean over the users, a scalar.
+    """
+    scores = pair_scores(users, items, rows, targets)
+    positive = ((1 - scores).square() - unobserved_weight * scores.square()).sum()
+    everything = ((users @ (items.T @ items)) * users).sum()
+    return (positive + unobserved_weight * everything) / len(users)
+
+
+def softmax_loss(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """
+    Multinomial log likelihood over the whole catalogue (Liang et al. 2018).
+
+    Parameters
+    ----------
+    logits : torch.Tensor
+        Shape ``(n_users, n_items)``.
+    rows, targets : torch.Tensor
+        User row (in the batch) and item row of each positive pair, shape ``(n_pairs,)``.
+
+    Returns
+    -------
+    torch.Tensor
+        Mean over the users, a scalar.
+    """
+    normaliser = logits.logsumexp(dim=1)
+    return (normaliser[rows] - logits[rows, targets]).sum() / len(logits)
+
+
+def sampled_softmax_loss(
+    positive: torch.Tensor,
+    negative: torch.Tensor,
+    rows: torch.Tensor,
+    positive_log_q: torch.Tensor | None = None,
+    negative_log_q: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Cross entropy of each positive among its sampled negatives with the logQ correction (Bengio and Senécal 2008).
+
+    Parameters
+    ----------
+    positive : torch.Tensor
+        Scores of the positive pairs, shape ``(n_pairs,)``.
+    negative : torch.Tensor
+        Scores of sets of negatives, ``-inf`` for those that don't count, shape ``(n_sets, n_negatives)``.
+    rows : torch.Tensor
+        Which set belongs to each pair, shape ``(n_pairs,)``.
+    positive_log_q, negative_log_q : torch.Tensor, optional
+        Log probability of each item to be drawn, of shapes that broadcast to `positive` and `negative`.
+
+    Returns
+    -------
+    torch.Tensor
+        Mean over the pairs, a scalar.
+    """
+    if positive_log_q is not None and negative_log_q is not None:
+        positive, negative = positive - positive_log_q, negative - negative_log_q
+    # One sum a set, not one a pair: pairs of one user share their negatives.
+    return F.softplus(negative.logsumexp(dim=1)[rows] - positive).mean()
+
+
+def bpr_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    """
+    Bayesian personalised ranking, ``-log sigmoid(positive - negative)`` (Rendle et al. 2009).
+
+    Parameters
+    ----------
+    positive : torch.Tensor
+        Scores of the positive pairs, shape ``(n_pairs,)``.
+    negative : torch.Tensor
+        Scores of their negatives, ``-inf`` for those that don't count, shape ``(n_pairs, n_negatives)``.
+
+    Returns
+    -------
+    torch.Tensor
+        Mean over the pairs and negatives, a scalar.
+    """
+    return _mean_of_valid(F.softplus(negative - positive.unsqueeze(1)), negative)
+
+
+def bce_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    """
+    Binary cross entropy of positives against sampled negatives, each side with half of the weight.
+
+    Parameters
+    ----------
+    positive : torch.Tensor
+        Logits of the positive pairs, shape ``(n_pairs,)``.
+    negative : torch.Tensor
+        Logits of their negatives, ``-inf`` for those that don't count, shape ``(n_pairs, n_negatives)``.
+
+    Returns
+    -------
+    torch.Tensor
+        Mean over the positives plus mean over the negatives, a scalar.
+    """
+    return F.softplus(-positive).mean() + _mean_of_valid(F.softplus(negative), negative)
+
+
+def triplet_loss(positive: torch.Tensor, negative: torch.Tensor, margin: float, mining: str) -> torch.Tensor:
+    """
+    Triplet margin loss ``max(0, margin - positive + negative)`` with mining (Schroff et al. 2015).
+
+    Parameters
+    ----------
+    positive : torch.Tensor
+        Scores of the positive pairs (a distance enters with a minus sign), shape ``(n_pairs,)``.
+    negative : torch.Tensor
+        Scores of their negatives, ``-inf`` for those that don't count, shape ``(n_pairs, n_negatives)``.
+    margin : float
+        By how much the positive must win.
+    mining : {"random", "semi_hard", "hard"}
+        Which negatives of a pair count: all; the best that still loses to the positive, or, where none loses,
+        the least wrong one; the best.
+
+    Returns
+    -------
+    torch.Tensor
+        Mean over the pairs (and negatives, with random mining), a scalar.
+    """
+    if mining == "random":
+        return _mean_of_valid(F.relu(margin - positive.unsqueeze(1) + negative), negative)
+    hardest = negative.max(dim=1).values
+    if mining == "semi_hard":
+        loses = negative < positive.unsqueeze(1)
+        best_loser = negative.masked_fill(~loses, -torch.inf).max(dim=1).values
+        least_wrong = negative.masked_fill(loses, torch.inf).min(dim=1).values
+        hardest = torch.where(best_loser.isfinite(), best_loser, least_wrong)
+    return _mean_of_valid(F.relu(margin - positive + hardest), hardest)
+
+
+def pair_scores(users: torch.Tensor, items: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Dot products of the pairs ``(users[rows], items[targets])``, shape ``(n_pairs,)``."""
+    return (users.index_select(0, rows) * items.index_select(0, targets)).sum(dim=1)
+
+
+def _mean_of_valid(values: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    valid = negative.isfinite()
+    return values.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
