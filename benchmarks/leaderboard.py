@@ -110,7 +110,7 @@ class _Run:
         if self.config.trials:
             self._tune()
         else:
-            self._say_what_is_tuned()
+            self._note_foreign_tuning()
         records = self._measure()
         frame, comparisons = summarise(records, self.config)
         result = {
@@ -167,7 +167,7 @@ class _Run:
                 # Written after each model: what a long tuning has found survives a kill.
                 tuning.write_tuned(self.tuned_file, {**tuning.read_tuned(self.tuned_file), name: self.tuned[name]})
 
-    def _say_what_is_tuned(self) -> None:
+    def _note_foreign_tuning(self) -> None:
         now = self._circumstances()
         for name in self.config.models:
             made = {key: value for key, value in self.tuned.get(name, now).items() if key in now}

@@ -6,9 +6,11 @@ A new protocol is one more `Protocol` in `PROTOCOLS`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import attr
 import numpy as np
@@ -42,7 +44,7 @@ class Cut:
     test: pd.DataFrame
     hidden: pd.DataFrame | None = None
 
-    def recommend(self, model: ModelBase, k: int) -> pd.DataFrame:
+    def recommend(self, model: ModelBase[Any], k: int) -> pd.DataFrame:
         """
         Rank the items of `train` for the users of `test`.
 
@@ -58,14 +60,16 @@ class Cut:
         pd.DataFrame
             Columns `user_id`, `item_id`, `score`, `rank`; at most `k` rows a user.
         """
+        hot = np.unique(self.train.get_raw_interactions()[Columns.Item])
         reserve = 0 if self.hidden is None else int(self.hidden[Columns.User].value_counts().max())
         reco: pd.DataFrame = model.recommend(
             users=np.unique(self.test[Columns.User]),
             dataset=self.train,
             k=k + reserve,
             filter_viewed=True,
-            # Models with features rank items of which they have seen nothing else: the protocols do not.
-            items_to_recommend=np.unique(self.train.get_raw_interactions()[Columns.Item]),
+            # Models with features rank items of which they have seen nothing else: the protocols do not. Some models
+            # take several times as long with a list of items, so there is none without need.
+            items_to_recommend=hot if hot.size < self.train.item_id_map.size else None,
         )
         return reco if self.hidden is None else _without(reco, self.hidden, k)
 
@@ -75,7 +79,8 @@ def _without(reco: pd.DataFrame, hidden: pd.DataFrame, k: int) -> pd.DataFrame:
     marked = reco.merge(hidden, on=Columns.UserItem, how="left", indicator=True)
     kept = marked[marked["_merge"] == "left_only"].drop(columns="_merge")
     kept[Columns.Rank] = kept.groupby(Columns.User).cumcount() + 1
-    return kept[kept[Columns.Rank] <= k].reset_index(drop=True)
+    first: pd.DataFrame = kept[kept[Columns.Rank] <= k]
+    return first.reset_index(drop=True)
 
 
 # ---- splits ----------------------------------------------------------------------------------------------------------
@@ -283,7 +288,7 @@ def precision(hits: Hits, _n_relevant: Counts) -> PerUser:
 
 def hit_rate(hits: Hits, _n_relevant: Counts) -> PerUser:
     """1 for a user with a hit, else 0."""
-    return hits.any(axis=1).astype(float)
+    return np.asarray(hits.any(axis=1), dtype=float)
 
 
 def reciprocal_rank(hits: Hits, _n_relevant: Counts) -> PerUser:
@@ -360,8 +365,11 @@ def replay_metrics(reco: pd.DataFrame, cut: Cut, k: int) -> dict[str, float]:
         item_column=Columns.Item,
         rating_column=Columns.Score,
     )
-    # RePlay reorders equal scores by item id; the rank keeps the model's own order.
-    experiment.add_result("model", reco.assign(**{Columns.Score: -reco[Columns.Rank].astype(float)}))
+    with warnings.catch_warnings():
+        # Users of the train part whom the test part does not ask are no mistake.
+        warnings.filterwarnings("ignore", message=".*queries that are not presented in recommendations")
+        # RePlay reorders equal scores by item id; the rank keeps the model's own order.
+        experiment.add_result("model", reco.assign(**{Columns.Score: -reco[Columns.Rank].astype(float)}))
     return {str(name): float(value) for name, value in experiment.results.loc["model"].items()}
 
 

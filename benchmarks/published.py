@@ -270,8 +270,8 @@ def run(
         _refuse_unknown(f"models for {name}", models or (), specs)
         chosen[name] = {model: specs[model] for model in models or specs}
         read_results(_result_path(output, name, validate))
-        for spec in chosen[name].values():
-            build_model(job_config(spec, seeds[0], {}))
+        for model, spec in chosen[name].items():
+            _check_model(f"{name}: {model}", spec, seeds[0])
     origin = provenance()
     for name in protocols:
         _run_protocol(PROTOCOLS[name], chosen[name], seeds, validate=validate, output=output, origin=origin)
@@ -283,6 +283,13 @@ def run(
         print(table(results, published, PROTOCOLS[name].main_metric).to_string(index=False))
         for number, group in enumerate(published, start=1):
             print(f"[{number}] {group.source}")
+
+
+def _check_model(row: str, spec: ModelSpec, seed: int) -> None:
+    try:
+        build_model(job_config(spec, seed, {}))
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        raise ValueError(f"{row} cannot be made: {error}") from error
 
 
 def _run_protocol(

@@ -17,10 +17,10 @@ import pandas as pd
 from benchmarks.charts import Bar, Point, bar_chart, scatter_chart
 from benchmarks.config import ACCURACY
 from benchmarks.files import write_atomically
+from benchmarks.summary import COSTS
 
 TEMPLATE = Path(__file__).parent / "templates" / "leaderboard.html"
 COMPARISON = ("difference", "p_value")
-COSTS = ("fit_seconds", "recommend_seconds", "peak_memory_mb")
 HEADERS = {
     "fit_seconds": "fit s",
     "recommend_seconds": "recommend s",

@@ -19,13 +19,12 @@ class SquaredLoss(BaseConfig):
 
     Parameters
     ----------
-    unobserved_weight : float, optional
+    unobserved_weight : float
         Weight of an item that the user has not interacted with, against 1 for one of the user's own.
-        By default it follows from the density of the data.
     """
 
     name: Literal["squared"] = "squared"
-    unobserved_weight: PositiveFloat = 0.5
+    unobserved_weight: PositiveFloat = 0.8
 
 
 class SoftmaxLoss(BaseConfig):

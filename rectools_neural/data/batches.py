@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
@@ -175,6 +175,32 @@ class UserBatch:
 
 
 @dataclass(frozen=True)
+class NegativeBatch:
+    """
+    Sampled negatives, as positions in the items of their batch.
+
+    Parameters
+    ----------
+    items : torch.Tensor
+        Own negatives of each pair, shape ``(n_pairs, n_negatives)``, or candidates that the users of the batch
+        share, shape ``(n_candidates,)``.
+    log_inclusion : torch.Tensor
+        Log probability of each to be among those drawn, of the same shape.
+    is_positive : torch.Tensor or None
+        With shared candidates, which of them are the user's own items, shape ``(n_users, n_candidates)``.
+    """
+
+    items: torch.Tensor
+    log_inclusion: torch.Tensor
+    is_positive: torch.Tensor | None
+
+    def to(self, device: torch.device) -> NegativeBatch:
+        """Move to a device."""
+        is_positive = None if self.is_positive is None else self.is_positive.to(device)
+        return NegativeBatch(self.items.to(device), self.log_inclusion.to(device), is_positive)
+
+
+@dataclass(frozen=True)
 class TrainingBatch:
     """
     Users with what a model sees of them and what it must predict.
@@ -187,25 +213,18 @@ class TrainingBatch:
         The items that the batch is about: the whole catalogue or those that occur below.
     rows, targets : torch.Tensor
         User (position in `users`) and item (position in `items`) of each pair to predict, shape ``(n_pairs,)``.
-    negatives : torch.Tensor or None
-        Positions in `items`: own negatives of each pair, shape ``(n_pairs, n_negatives)``, or candidates that the
-        users of the batch share, shape ``(n_candidates,)``. None for losses over the whole catalogue.
-    is_positive : torch.Tensor or None
-        With shared candidates, which of them are the user's own items, shape ``(n_users, n_candidates)``.
-    target_log_q, negative_log_q : torch.Tensor or None
-        Log probability of `targets` and `negatives` to be drawn, where it differs from item to item.
+    negatives : NegativeBatch or None
+        None for losses over the whole catalogue.
     """
 
     users: UserBatch
     items: ItemBatch
     rows: torch.Tensor
     targets: torch.Tensor
-    negatives: torch.Tensor | None = None
-    is_positive: torch.Tensor | None = None
-    target_log_q: torch.Tensor | None = None
-    negative_log_q: torch.Tensor | None = None
+    negatives: NegativeBatch | None = None
 
     def to(self, device: torch.device) -> TrainingBatch:
         """Move to a device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TrainingBatch(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+        negatives = None if self.negatives is None else self.negatives.to(device)
+        rows, targets = self.rows.to(device), self.targets.to(device)
+        return TrainingBatch(self.users.to(device), self.items.to(device), rows, targets, negatives)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from scipy import sparse
 
 from .batches import FeatureBatch, FeatureSchema
 
-Features = DenseFeatures | SparseFeatures
+Features: TypeAlias = DenseFeatures | SparseFeatures
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class FeatureEncoder:
 
     side: str
     kind: str = "none"
-    schema: FeatureSchema = FeatureSchema()
+    schema: FeatureSchema = field(default_factory=FeatureSchema)
     mean: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     std: np.ndarray = field(default_factory=lambda: np.ones(0, np.float32))
 

@@ -176,7 +176,7 @@ class DatasetReader:
         external = np.concatenate([self.item_ids, dataset.item_id_map.external_ids[others]])
         frame = dataset.interactions.df
         frame = frame.assign(**{Columns.Item: new_ids[frame[Columns.Item].to_numpy()]})
-        return AlignedDataset(
+        return AlignedDataset(  # type: ignore[call-arg,misc]  # RecTools' attrs class is untyped
             dataset.user_id_map,
             IdMap(external),
             Interactions(frame),

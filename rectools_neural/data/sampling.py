@@ -77,8 +77,11 @@ class NegativeSampler:
         self.n_items = histories.n_items
         self._weights = torch.from_numpy(histories.popularity()).double().pow(popularity_power)
         self._uniform = popularity_power == 0
-        #: Log probability of each item to be drawn, shape ``(n_items,)``: what the logQ correction takes off.
-        self.log_q = (self._weights / self._weights.sum()).log().float()
+        self._probability = self._weights / self._weights.sum()
+
+    def log_inclusion(self, n: int) -> torch.Tensor:
+        """Log probability of each item to be among `n` draws, shape ``(n_items,)``: what the logQ correction needs."""
+        return torch.log(-torch.expm1(n * torch.log1p(-self._probability))).float()
 
     def sample(self, users: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
         """
@@ -101,17 +104,20 @@ class NegativeSampler:
             Item rows, shape ``(n_users, n)``, int64.
         """
         owners = users.repeat_interleave(n)
-        items = self.sample_shared(len(owners), generator)
+        items = self._draw(len(owners), generator)
         rejected = self.is_positive(owners, items).nonzero().squeeze(1)
         for _ in range(_MAX_ROUNDS):
             if not len(rejected):
                 break
-            items[rejected] = self.sample_shared(len(rejected), generator)
+            items[rejected] = self._draw(len(rejected), generator)
             rejected = rejected[self.is_positive(owners[rejected], items[rejected])]
         return items.view(len(users), n)
 
     def sample_shared(self, n: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw `n` items for a whole batch, with repetition and without rejection, shape ``(n,)``."""
+        """Draw `n` items for a whole batch without rejection; each is returned once, in order, shape ``(<= n,)``."""
+        return self._draw(n, generator).unique()
+
+    def _draw(self, n: int, generator: torch.Generator) -> torch.Tensor:
         if self._uniform:
             return torch.randint(0, self.n_items, (n,), generator=generator)
         return torch.multinomial(self._weights, n, replacement=True, generator=generator)

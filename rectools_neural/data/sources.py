@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .batches import FeatureBatch, HistoryBatch, ItemBatch, TrainingBatch, UserBatch
+from .batches import FeatureBatch, HistoryBatch, ItemBatch, NegativeBatch, TrainingBatch, UserBatch
 from .features import EncodedFeatures
 from .reader import Items, Users
 from .sampling import NegativeSampler
@@ -31,9 +31,11 @@ class UserBatches:
         Share of each history that is hidden.
     generator : torch.Generator
         Source of all randomness.
+    predict_visible : bool
+        Whether the visible items are to be predicted as well. A loss that weighs an item against a whole catalogue
+        learns from them; one that compares it with a few negatives would only learn that it is there.
     sampler : NegativeSampler, optional
-        Source of negatives; None for losses over the whole catalogue, which predict all of the history. With
-        negatives only hidden items are predicted, since a visible one gives itself away.
+        Source of negatives; None for losses over the whole catalogue.
     n_negatives : int
         Negatives a pair, or candidates a batch.
     shared : bool
@@ -52,6 +54,7 @@ class UserBatches:
     batch_size: int
     hidden: float
     generator: torch.Generator
+    predict_visible: bool = True
     sampler: NegativeSampler | None = None
     n_negatives: int = 1
     shared: bool = False
@@ -78,13 +81,12 @@ class UserBatches:
         history = HistoryBatch(torch.from_numpy(whole.items), torch.from_numpy(whole.lengths))
         hide = torch.rand(len(history.items), generator=self.generator) < self.hidden
         rows, targets = history.rows(), history.items
-        if self.sampler is not None:
-            hide = self._hide_at_least_one(history, hide)
-        predicted = torch.ones_like(hide) if self.sampler is None else hide
+        predicted = torch.ones_like(hide)
+        if not self.predict_visible:
+            hide = predicted = self._hide_at_least_one(history, hide)
         if self.positives_per_user is not None:
-            chosen = torch.zeros_like(hide)
-            chosen[predicted] = self._choose(rows[predicted], len(positions), self.positives_per_user)
-            predicted = chosen
+            chosen = self._choose(rows[predicted], len(positions), self.positives_per_user)
+            predicted = torch.zeros_like(hide).masked_scatter_(predicted, chosen)
         is_new = self._drop(len(positions))
         users = UserBatch(
             torch.from_numpy(self.users.rows[positions]).masked_fill(is_new, -1),
@@ -94,37 +96,36 @@ class UserBatches:
         rows, targets = rows[predicted], targets[predicted]
         if self.sampler is None:
             return TrainingBatch(users, self._items(None), rows, targets)
-        return self._with_negatives(users, torch.from_numpy(positions), rows, targets, self.sampler)
+        return self._with_negatives(users, positions, history, rows, targets, self.sampler)
 
     def _with_negatives(
         self,
         users: UserBatch,
-        positions: torch.Tensor,
+        positions: np.ndarray,
+        whole: HistoryBatch,
         rows: torch.Tensor,
         targets: torch.Tensor,
         sampler: NegativeSampler,
     ) -> TrainingBatch:
         is_positive = None
-        log_q = sampler.log_q
-        if self.in_batch:
-            negatives = targets.unique()
-        elif self.shared:
-            negatives = sampler.sample_shared(self.n_negatives, self.generator)
+        if self.in_batch or self.shared:
+            negatives = targets.unique() if self.in_batch else sampler.sample_shared(self.n_negatives, self.generator)
+            is_positive = self._mark(whole, negatives)
         else:
-            negatives = sampler.sample(positions[rows], self.n_negatives, self.generator)
-        if negatives.ndim == 1:
-            is_positive = sampler.is_positive(positions.unsqueeze(1), negatives)
+            negatives = sampler.sample(torch.from_numpy(positions)[rows], self.n_negatives, self.generator)
+        log_inclusion = sampler.log_inclusion(len(targets) if self.in_batch else self.n_negatives)[negatives]
         items, place = self._compact(torch.cat([targets, negatives.flatten()]))
-        return TrainingBatch(
-            users,
-            items,
-            rows,
-            place[: len(targets)],
-            place[len(targets) :].view(negatives.shape),
-            is_positive,
-            log_q[targets],
-            log_q[negatives],
-        )
+        targets, negatives = place[: len(targets)], place[len(targets) :].view(negatives.shape)
+        return TrainingBatch(users, items, rows, targets, NegativeBatch(negatives, log_inclusion, is_positive))
+
+    def _mark(self, history: HistoryBatch, candidates: torch.Tensor) -> torch.Tensor:
+        """Tell which candidates (each given once) are a user's own, shape ``(n_users, n_candidates)``."""
+        place = torch.full((len(self.items),), -1)
+        place[candidates] = torch.arange(len(candidates))
+        column = place[history.items]
+        own = torch.zeros(len(history.lengths), len(candidates), dtype=torch.bool)
+        own[history.rows()[column >= 0], column[column >= 0]] = True
+        return own
 
     def _compact(self, wanted: torch.Tensor) -> tuple[ItemBatch, torch.Tensor]:
         """Only the items that occur get a vector, unless that is most of the catalogue anyway."""

@@ -13,6 +13,7 @@ import torch
 from pydantic import BeforeValidator, Field, PlainSerializer, PositiveFloat, PositiveInt
 from rectools import Columns
 from rectools.dataset import Dataset
+from rectools.exceptions import NotFittedError
 from rectools.metrics import MAP, MRR, NDCG, HitRate, Recall
 from rectools.models.base import ModelBase, ModelConfig
 from rectools.utils.misc import get_class_or_function_full_path, import_object
@@ -120,10 +121,8 @@ class NeuralModelConfig(PackModelConfig):
 
     Parameters
     ----------
-    epochs : int
-        Passes over the training data.
-    batch_size : int
-        Users a batch.
+    epochs, batch_size : int, optional
+        Passes over the training data, and users a batch. By default they follow from the size of the data.
     learning_rate : float
         Of the optimiser.
     optimizer : str or dict or OptimizerConfig
@@ -143,8 +142,8 @@ class NeuralModelConfig(PackModelConfig):
         Arguments of the Trainer that override those of the pack.
     """
 
-    epochs: PositiveInt = 30
-    batch_size: PositiveInt = 256
+    epochs: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
     learning_rate: PositiveFloat = 1e-3
     optimizer: Optimizer = Field(default_factory=OptimizerConfig)
     validation: Validation | None = None
@@ -162,27 +161,43 @@ class DataSchema:
 
     Parameters
     ----------
-    n_users, n_items : int
-        Users and items with interactions.
+    n_users, n_items, n_interactions : int
+        Users and items with interactions, and how many.
     user_features, item_features : FeatureSchema
         Their features.
     """
 
     n_users: int
     n_items: int
+    n_interactions: int
     user_features: FeatureSchema
     item_features: FeatureSchema
 
 
-@dataclass
-class FittedState:
-    """What `fit` makes: how to read a dataset, and the trained module."""
+NeuralConfig = TypeVar("NeuralConfig", bound=NeuralModelConfig)
 
+
+@dataclass
+class FittedState(Generic[NeuralConfig]):
+    """
+    What `fit` makes.
+
+    Parameters
+    ----------
+    config : NeuralModelConfig
+        The options with all that followed from the data filled in.
+    schema : DataSchema
+        What the module was built for.
+    reader : DatasetReader
+        How to read a dataset.
+    module : nn.Module
+        The trained module, on the CPU.
+    """
+
+    config: NeuralConfig
+    schema: DataSchema
     reader: DatasetReader
     module: nn.Module
-
-
-NeuralConfig = TypeVar("NeuralConfig", bound=NeuralModelConfig)
 
 
 class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
@@ -190,8 +205,9 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
     Base of all neural models.
 
     A family says how to build its module (`_build_module`), which batches it eats (`_make_batches`), the loss of a
-    batch (`_batch_loss`) and how to rank items for users and for items (`_rank_for_users`, `_rank_for_items`).
-    Ids, features, training, validation and state are handled here.
+    batch (`_batch_loss`) and how to rank items for users and for items (`_rank_for_users`, `_rank_for_items`); and
+    what the options left open become on given data (`_adapt`). Ids, features, training, validation and state are
+    handled here.
 
     Internal ids of a dataset shift when rows are added or reordered. A fitted model therefore keeps the external ids
     of its users and items and reads any later dataset through them.
@@ -205,18 +221,22 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
     recommends_for_warm: ClassVar[bool] = True
     recommends_for_cold: ClassVar[bool] = True
 
-    _fitted: FittedState
+    _fitted: FittedState[NeuralConfig]
     history: pd.DataFrame
 
     # ------------------------------------------------------------------ hooks of a family
 
-    def _build_module(self, schema: DataSchema) -> nn.Module:
+    def _adapt(self, config: NeuralConfig, schema: DataSchema) -> NeuralConfig:
+        """Fill in the options that the user left open."""
         raise NotImplementedError
 
-    def _make_batches(self, users: Users, items: Items, generator: torch.Generator) -> Batches:
+    def _build_module(self, config: NeuralConfig, schema: DataSchema) -> nn.Module:
         raise NotImplementedError
 
-    def _batch_loss(self, module: Any, batch: Any) -> torch.Tensor:
+    def _make_batches(self, config: NeuralConfig, users: Users, items: Items, generator: torch.Generator) -> Batches:
+        raise NotImplementedError
+
+    def _batch_loss(self, config: NeuralConfig, module: Any, batch: Any) -> torch.Tensor:
         raise NotImplementedError
 
     def _rank_for_users(
@@ -250,7 +270,7 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         ValueError
             If the data don't fit the model: no interactions, NaN in features, nothing left by the validation split.
         """
-        self._train(dataset, dataset_valid, self.epochs, earlier=None)
+        self._train(dataset, dataset_valid, self._get_config(), earlier=None)
         self.is_fitted = True
         return self
 
@@ -278,22 +298,39 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         """
         if epochs is not None and epochs < 1:
             raise ValueError(f"`epochs` must be at least 1, got {epochs}")
-        self._train(dataset, dataset_valid, epochs or self.epochs, self._fitted if self.is_fitted else None)
+        earlier = self._fitted if self.is_fitted else None
+        config = earlier.config if earlier else self._get_config()
+        if epochs is not None:
+            config = config.model_copy(update={"epochs": epochs})
+        self._train(dataset, dataset_valid, config, earlier)
         self.is_fitted = True
         return self
 
-    def _train(self, dataset: Dataset, dataset_valid: Dataset | None, epochs: int, earlier: FittedState | None) -> None:
-        _check_not_empty(dataset, "dataset")
+    @property
+    def fitted_config(self) -> NeuralConfig:
+        """The options that the model was fitted with: those that were left open have the values chosen for the data."""
+        if not self.is_fitted:
+            raise NotFittedError(type(self).__name__)
+        return self._fitted.config
+
+    def _train(
+        self,
+        dataset: Dataset,
+        dataset_valid: Dataset | None,
+        config: NeuralConfig,
+        earlier: FittedState[NeuralConfig] | None,
+    ) -> None:
+        check_not_empty(dataset, "dataset")
         validation, held_out, train_set = self.validation, None, dataset
         if dataset_valid is not None:
-            _check_not_empty(dataset_valid, "dataset_valid")
+            check_not_empty(dataset_valid, "dataset_valid")
             validation = validation or ValidationConfig()
             held_out = dataset_valid.get_raw_interactions()
         elif validation is not None:
             train_set, held_out = hold_out(dataset, validation, self.seed)
-        fitted, outcome = self._train_once(train_set, held_out, validation, epochs, epochs, earlier)
+        fitted, outcome = self._train_once(train_set, held_out, validation, config, None, earlier)
         if validation is not None and validation.refit and train_set is not dataset:
-            fitted, refit = self._train_once(dataset, None, None, epochs, outcome.best_epoch, earlier)
+            fitted, refit = self._train_once(dataset, None, None, fitted.config, outcome.best_epoch, earlier)
             outcome.history += [{**row, "refit": True} for row in refit.history]
         # Only now: a fit that fails leaves the model as it was.
         self._fitted = fitted
@@ -304,35 +341,41 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         dataset: Dataset,
         held_out: pd.DataFrame | None,
         validation: ValidationConfig | None,
-        epochs: int,
-        stop_after: int,
-        earlier: FittedState | None,
-    ) -> tuple[FittedState, Outcome]:
+        config: NeuralConfig,
+        stop_after: int | None,
+        earlier: FittedState[NeuralConfig] | None,
+    ) -> tuple[FittedState[NeuralConfig], Outcome]:
         reader = DatasetReader.fit(dataset, earlier.reader if earlier else None)
         users = reader.training_users(dataset)
         items = Items(np.arange(len(reader.item_ids)), reader.item_features)
-        plan = Plan(epochs, stop_after, self.learning_rate, self.optimizer, verbose=self.verbose)
+        schema = DataSchema(
+            len(reader.user_ids),
+            len(reader.item_ids),
+            len(users.histories.items),
+            reader.user_encoder.schema,
+            reader.item_encoder.schema,
+        )
+        config = self._adapt(config, schema)
+        epochs = config.epochs or 1
+        plan = Plan(epochs, stop_after or epochs, config.learning_rate, config.optimizer, verbose=self.verbose)
         with isolated_random_state(self.seed):
-            module = self._build_module(_schema(reader))
+            module = self._build_module(config, schema)
             if earlier is not None:
                 _load_grown(module, earlier.module.state_dict())
             if validation is not None and held_out is not None:
                 plan.metric = f"{validation.metric}@{validation.k}"
-                plan.every, plan.patience, plan.min_epochs = (
-                    validation.every,
-                    validation.patience,
-                    validation.min_epochs,
-                )
+                plan.every, plan.patience = validation.every, validation.patience
+                plan.min_epochs = validation.min_epochs
                 plan.evaluate = self._evaluation(module, reader, users, items, held_out, validation)
             outcome = train(
                 module.train(),
-                lambda batch: self._batch_loss(module, batch),
-                self._make_batches(users, items, torch.Generator().manual_seed(self.seed)),
+                lambda batch: self._batch_loss(config, module, batch),
+                self._make_batches(config, users, items, torch.Generator().manual_seed(self.seed)),
                 plan,
                 self.get_trainer_func or Trainer,
                 self._trainer_kwargs(),
             )
-        return FittedState(reader, module.cpu().float().eval()), outcome
+        return FittedState(config, schema, reader, module.cpu().float().eval()), outcome
 
     def _evaluation(
         self,
@@ -464,18 +507,18 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         if "_fitted" in state:
             fitted = state.pop("_fitted")
             weights = {name: tensor.detach().cpu() for name, tensor in fitted.module.state_dict().items()}
-            state["_saved"] = (fitted.reader, weights)
+            state["_saved"] = (fitted.config, fitted.schema, fitted.reader, weights)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         saved = state.pop("_saved", None)
         self.__dict__.update(state)
         if saved is not None:
-            reader, weights = saved
+            config, schema, reader, weights = saved
             with isolated_random_state(0):
-                module = self._build_module(_schema(reader))
+                module = self._build_module(config, schema)
             module.load_state_dict(weights)
-            self._fitted = FittedState(reader, module.eval())
+            self._fitted = FittedState(config, schema, reader, module.eval())
 
 
 def hold_out(dataset: Dataset, validation: ValidationConfig, seed: int) -> tuple[Dataset, pd.DataFrame]:
@@ -523,13 +566,7 @@ def hold_out(dataset: Dataset, validation: ValidationConfig, seed: int) -> tuple
     return part, dataset.get_raw_interactions().iloc[np.flatnonzero(held)]
 
 
-def _schema(reader: DatasetReader) -> DataSchema:
-    return DataSchema(
-        len(reader.user_ids), len(reader.item_ids), reader.user_encoder.schema, reader.item_encoder.schema
-    )
-
-
-def _check_not_empty(dataset: Dataset, name: str) -> None:
+def check_not_empty(dataset: Dataset, name: str) -> None:
     if not isinstance(dataset, Dataset):
         raise TypeError(f"`{name}` must be a rectools.dataset.Dataset, got {type(dataset).__name__}")
     if dataset.interactions.df.empty:
@@ -538,7 +575,6 @@ def _check_not_empty(dataset: Dataset, name: str) -> None:
 
 def _load_grown(module: nn.Module, earlier: dict[str, torch.Tensor]) -> None:
     """Load weights; rows of users and items that are new keep their initial values."""
-    weights = module.state_dict()
-    for name, tensor in earlier.items():
-        weights[name][: len(tensor)] = tensor if tensor.ndim else weights[name][: len(tensor)]
-    module.load_state_dict(weights)
+    for name, tensor in module.state_dict().items():
+        known = tensor[: len(earlier[name])] if tensor.ndim else tensor
+        known.copy_(earlier[name])

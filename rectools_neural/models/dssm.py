@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,12 @@ from ..config import (
     Loss,
     Negatives,
     NegativesConfig,
+    SampledSoftmaxLoss,
     SquaredLoss,
     Tower,
     TowerConfig,
 )
-from ..data.batches import ItemBatch, TrainingBatch, UserBatch
+from ..data.batches import ItemBatch, NegativeBatch, TrainingBatch, UserBatch
 from ..data.reader import Items, Users
 from ..data.sampling import NegativeSampler
 from ..data.sources import UserBatches
@@ -35,18 +37,19 @@ from .base import DataSchema, NeuralModelConfig
 from .two_sided import TwoSidedModel
 
 WHOLE_CATALOGUE = ("squared", "softmax")
+POSITIVE_SCORES = ("squared", "softmax", "bce")  # losses that need scores above and below zero
+_DENSE = 0.005  # share of the user-item pairs from which on the squared loss beats the softmax
+_STEPS = 700  # steps of the optimiser that train a model of any size well
 
 
 class DSSMModelConfig(NeuralModelConfig):
-    """
-    Options of `DSSMModel`; see there.
-    """
+    """Options of `DSSMModel`; see there."""
 
-    n_factors: PositiveInt = 64
-    loss: Loss = Field(default_factory=SquaredLoss)
+    n_factors: PositiveInt = 128
+    loss: Loss | None = None
     negatives: Negatives | None = None
     positives_per_user: PositiveInt | None = None
-    similarity: Literal["dot", "cosine", "euclidean"] = "dot"
+    similarity: Literal["dot", "cosine", "euclidean"] | None = None
     temperature: PositiveFloat = 0.1
     merge: Literal["similarity", "product"] = "similarity"
     user_tower: Tower = Field(default_factory=TowerConfig)
@@ -58,24 +61,29 @@ class DSSMModelConfig(NeuralModelConfig):
     share_item_embedding: bool = True
     use_item_bias: bool = True
     entity_dropout: Dropout = 0.05
+    learning_rate: PositiveFloat = 2e-3
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if self.loss.name in WHOLE_CATALOGUE and self.negatives is not None:
+        loss = self.loss.name if self.loss else None
+        if loss in WHOLE_CATALOGUE and self.negatives is not None:
             raise ValueError(
-                f"loss `{self.loss.name}` is over the whole catalogue and takes no `negatives`: leave them out, or use "
-                "a sampled loss (sampled_softmax, bpr, bce, triplet)"
+                f"loss `{loss}` is over the whole catalogue and takes no `negatives`: leave them out, or use a "
+                "sampled loss (sampled_softmax, bpr, bce, triplet)"
             )
-        if self.similarity == "euclidean" and self.loss.name in ("squared", "softmax", "bce"):
+        if self.similarity == "euclidean" and loss in POSITIVE_SCORES:
             raise ValueError(
-                f"loss `{self.loss.name}` does not fit similarity `euclidean`, whose scores are never positive: use "
-                "triplet, bpr or sampled_softmax, or another similarity"
+                f"loss `{loss}` does not fit similarity `euclidean`, whose scores are never positive: use triplet, "
+                "bpr or sampled_softmax, or another similarity"
             )
-        if self.merge == "product" and self.similarity != "dot":
+        if self.merge == "product" and self.similarity not in (None, "dot"):
             raise ValueError(
                 f"merge `product` replaces the similarity `{self.similarity}` by a linear layer: leave `similarity` "
-                "at `dot`"
+                "out or at `dot`"
             )
+        heads = self.history_encoder.n_heads
+        if self.history_encoder.name in ("attention", "transformer") and self.n_factors % heads:
+            raise ValueError(f"`n_factors` ({self.n_factors}) must be a multiple of the encoder's `n_heads` ({heads})")
         return self
 
 
@@ -94,7 +102,7 @@ class TwoTowerModule(nn.Module):
     def __init__(self, schema: DataSchema, config: DSSMModelConfig) -> None:
         super().__init__()
         dim = config.n_factors
-        self._config = config
+        self._similarity, self._temperature = config.similarity, config.temperature
         self.euclidean = config.similarity == "euclidean"
         self.has_bias = config.use_item_bias and not self.euclidean
         self.item_ids = _embedding(schema.n_items, dim) if config.use_item_ids else None
@@ -123,17 +131,17 @@ class TwoTowerModule(nn.Module):
         vectors = self.user_tower(vectors)
         if self.merge_weight is not None:
             vectors = vectors * self.merge_weight
-        if self._config.similarity == "cosine":
-            vectors = F.normalize(vectors, dim=1) / self._config.temperature
+        if self._similarity == "cosine":
+            vectors = F.normalize(vectors, dim=1) / self._temperature
         return F.pad(vectors, (0, 1), value=1.0) if self.has_bias else vectors
 
     def item_vectors(self, items: ItemBatch) -> torch.Tensor:
         """Vectors of items, shape ``(n_items, dim)``, with the bias last."""
         vectors = self.item_features(items.features)
-        if self.item_ids is not None:
+        if self.item_ids is not None and self.unknown_item is not None:
             vectors = vectors + torch.where(items.is_unknown, self.unknown_item, _take(self.item_ids, items.rows))
         vectors = self.item_tower(vectors)
-        if self._config.similarity == "cosine":
+        if self._similarity == "cosine":
             vectors = F.normalize(vectors, dim=1)
         if self.item_bias is None:
             return vectors
@@ -156,36 +164,105 @@ def _embedding(n: int, dim: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(n, dim) * (0.1 / dim**0.5))
 
 
-def _default_negatives(loss: str) -> NegativesConfig:
-    # A softmax needs many negatives, and can have them for the price of a product; a pairwise loss needs few.
-    if loss == "sampled_softmax":
-        return NegativesConfig(n=1000, shared=True)
-    return NegativesConfig(n=16 if loss == "triplet" else 4)
-
-
 class DSSMModel(TwoSidedModel[DSSMModelConfig]):
     """
     DSSM: a user tower and an item tower that meet in one score (Huang et al. 2013).
+
+    The user tower sees the items of the history, the features and, on request, the id of the user; the item tower
+    sees the id and the features of the item. In training a part of each history is hidden, so that the model learns
+    to predict what it does not see, and a few users and items lose ids, history and features, so that warm and cold
+    ones get sensible vectors.
+
+    Left alone, the model adapts to the data: on dense data (MovieLens) it minimises the squared error over the whole
+    catalogue with dot scores, on sparse data (shops, check-ins) a softmax over thousands of shared negatives with
+    cosine scores.
+
+    Parameters
+    ----------
+    n_factors : int
+        Size of the vectors.
+    loss : str or dict or loss config, optional
+        "squared", "softmax", "sampled_softmax", "bpr", "bce" or "triplet"; by default one that suits the data.
+    negatives : str or dict or NegativesConfig, optional
+        Where a sampled loss takes its negatives: "uniform", "popularity", "in_batch", "hard".
+    positives_per_user : int, optional
+        Items of each user to predict in an epoch, drawn anew each time; all by default.
+    similarity : {"dot", "cosine", "euclidean"}, optional
+        How the vectors meet; by default cosine for the softmax losses and dot for the others.
+    temperature : float
+        What a cosine is divided by.
+    merge : {"similarity", "product"}
+        Score by the similarity, or by a linear layer over the element-wise product.
+    user_tower, item_tower : str or dict or TowerConfig
+        "linear", "mlp" or "residual".
+    history_encoder : str or dict or HistoryEncoderConfig
+        "mean", "attention", "gru" or "transformer".
+    history_dropout : float
+        Share of each history that is hidden in training.
+    use_user_ids, use_item_ids : bool
+        Whether a user or an item has an embedding of its own.
+    share_item_embedding : bool
+        Whether the history uses the item tower's id embedding.
+    use_item_bias : bool
+        Whether an item has a bias, its last coordinate in `get_vectors`; not with Euclidean similarity.
+    entity_dropout : float
+        Share of users and items that lose ids, history or features in training.
+    **params
+        Those of every neural model: ``epochs``, ``batch_size``, ``learning_rate``, ``optimizer``, ``validation``,
+        ``seed``, ``device``, ``precision``, ``get_trainer_func``, ``get_trainer_func_kwargs``, ``verbose``; see
+        `NeuralModelConfig`.
+
+    References
+    ----------
+    Huang et al., Learning deep structured semantic models for web search using clickthrough data, CIKM 2013.
+    Hu, Koren and Volinsky, Collaborative filtering for implicit feedback datasets, ICDM 2008 (squared loss).
+    Yi et al., Sampling-bias-corrected neural modeling for large corpus item recommendations, RecSys 2019 (softmax).
+
+    Examples
+    --------
+    >>> from rectools_neural import DSSMModel, load_dataset
+    >>> dataset = load_dataset("ml-100k")  # doctest: +SKIP
+    >>> model = DSSMModel(epochs=30).fit(dataset)  # doctest: +SKIP
+    >>> model.recommend([1, 2], dataset, k=10, filter_viewed=True)  # doctest: +SKIP
     """
 
-    config_class: ClassVar[type[DSSMModelConfig]] = DSSMModelConfig
+    config_class = DSSMModelConfig
 
-    def _build_module(self, schema: DataSchema) -> TwoTowerModule:
-        return TwoTowerModule(schema, self._get_config())
+    def _adapt(self, config: DSSMModelConfig, schema: DataSchema) -> DSSMModelConfig:
+        density = schema.n_interactions / (schema.n_users * schema.n_items)
+        loss: Any = config.loss
+        if loss is None:
+            suits_squared = config.negatives is None and config.similarity in (None, "dot")
+            loss = SquaredLoss() if density >= _DENSE and suits_squared else SampledSoftmaxLoss()
+        similarity = config.similarity
+        if similarity is None:
+            is_softmax = loss.name in ("softmax", "sampled_softmax")
+            similarity = "cosine" if is_softmax and config.merge == "similarity" else "dot"
+        batch_size = config.batch_size or min(max(2 ** round(math.log2(schema.n_users / 16)), 64), 512)
+        steps_per_epoch = math.ceil(schema.n_users / batch_size)
+        epochs = config.epochs or min(max(round(_STEPS / steps_per_epoch), 5), 60)
+        chosen = {"loss": loss, "similarity": similarity, "batch_size": batch_size, "epochs": epochs}
+        return DSSMModelConfig(**{**dict(config), **chosen})
 
-    def _make_batches(self, users: Users, items: Items, generator: torch.Generator) -> Batches:
+    def _build_module(self, config: DSSMModelConfig, schema: DataSchema) -> TwoTowerModule:
+        return TwoTowerModule(schema, config)
+
+    def _make_batches(self, config: DSSMModelConfig, users: Users, items: Items, generator: torch.Generator) -> Batches:
+        assert config.loss is not None
+        assert config.batch_size is not None
         batches = UserBatches(
             users,
             items,
-            self.batch_size,
-            self.history_dropout,
+            config.batch_size,
+            config.history_dropout,
             generator,
-            positives_per_user=self.positives_per_user,
-            entity_dropout=self.entity_dropout,
+            predict_visible=config.loss.name not in ("bpr", "bce", "triplet"),
+            positives_per_user=config.positives_per_user,
+            entity_dropout=config.entity_dropout,
         )
-        if self.loss.name in WHOLE_CATALOGUE:
+        if config.loss.name in WHOLE_CATALOGUE:
             return batches
-        negatives = self._negatives()
+        negatives = _negatives(config)
         power = {"popularity": negatives.power, "in_batch": 1.0}.get(negatives.name, 0.0)
         return replace(
             batches,
@@ -195,35 +272,44 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
             in_batch=negatives.name == "in_batch",
         )
 
-    def _negatives(self) -> NegativesConfig:
-        return self.negatives or _default_negatives(self.loss.name)
-
-    def _batch_loss(self, module: TwoTowerModule, batch: TrainingBatch) -> torch.Tensor:
+    def _batch_loss(self, config: DSSMModelConfig, module: TwoTowerModule, batch: TrainingBatch) -> torch.Tensor:
+        loss = config.loss
+        assert loss is not None
         users, items = module.user_vectors(batch.users), module.item_vectors(batch.items)
-        if self.loss.name == "squared":
-            return losses.squared_loss(users, items, batch.rows, batch.targets, self.loss.unobserved_weight)
-        if self.loss.name == "softmax":
+        if loss.name == "squared":
+            return losses.squared_loss(users, items, batch.rows, batch.targets, loss.unobserved_weight)
+        if loss.name == "softmax":
             return losses.softmax_loss(users @ items.T, batch.rows, batch.targets)
-        positive = module.pair_scores(users[batch.rows], items[batch.targets])
-        negative, rows = self._negative_scores(module, users, items, batch)
-        if self.loss.name == "sampled_softmax":
-            return losses.sampled_softmax_loss(positive, negative, rows, batch.target_log_q, batch.negative_log_q)
-        if self.loss.name == "bpr":
-            return losses.bpr_loss(positive, negative[rows])
-        if self.loss.name == "bce":
-            return losses.bce_loss(positive, negative[rows])
-        return losses.triplet_loss(positive, negative[rows], self.loss.margin, self.loss.mining)
-
-    def _negative_scores(
-        self, module: TwoTowerModule, users: torch.Tensor, items: torch.Tensor, batch: TrainingBatch
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores of the negatives, and for each pair the row of them that is its own."""
         assert batch.negatives is not None
-        if batch.is_positive is not None:  # candidates shared by the users of the batch
-            scores = module.all_scores(users, items[batch.negatives])
-            return scores.masked_fill(batch.is_positive, -torch.inf), batch.rows
-        scores = module.pair_scores(users[batch.rows].unsqueeze(1), items[batch.negatives])
-        negatives = self._negatives()
+        positive = module.pair_scores(users[batch.rows], items[batch.targets])
+        negative, rows = _negative_scores(module, users, items, batch, batch.negatives)
+        if loss.name == "sampled_softmax":
+            return losses.sampled_softmax_loss(positive, negative, rows, batch.negatives.log_inclusion)
+        negatives = _negatives(config)
         if negatives.name == "hard":
-            scores = scores.topk(negatives.n, dim=1).values
-        return scores, torch.arange(len(scores), device=scores.device)
+            negative = negative.topk(negatives.n, dim=1).values
+        if loss.name == "bpr":
+            return losses.bpr_loss(positive, negative[rows])
+        if loss.name == "bce":
+            return losses.bce_loss(positive, negative[rows])
+        return losses.triplet_loss(positive, negative[rows], loss.margin, loss.mining)
+
+
+def _negatives(config: DSSMModelConfig) -> NegativesConfig:
+    """Negatives of a sampled loss: a softmax needs thousands, shared by the batch; a pairwise loss needs few."""
+    if config.negatives is not None:
+        return config.negatives
+    if config.loss is not None and config.loss.name == "sampled_softmax":
+        return NegativesConfig(n=4096, shared=True)
+    return NegativesConfig(n=4)
+
+
+def _negative_scores(
+    module: TwoTowerModule, users: torch.Tensor, items: torch.Tensor, batch: TrainingBatch, negatives: NegativeBatch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score the negatives; also tell which row of the scores belongs to each pair."""
+    if negatives.is_positive is not None:  # candidates shared by the users of the batch
+        scores = module.all_scores(users, items[negatives.items])
+        return scores.masked_fill(negatives.is_positive, -torch.inf), batch.rows
+    scores = module.pair_scores(users[batch.rows].unsqueeze(1), items[negatives.items])
+    return scores, torch.arange(len(scores), device=scores.device)

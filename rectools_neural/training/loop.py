@@ -19,7 +19,8 @@ from ..config import OptimizerConfig, ScheduleConfig
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning import Callback, LightningModule
+    from pytorch_lightning import Trainer as Trainer
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed", "float64": "64-true"}
 

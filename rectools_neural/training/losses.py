@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+# Scores of a matrix product that cost as much as one gathered pair, forward and backward.
+_DENSE_RATIO = 64
 
 def squared_loss(
     users: torch.Tensor,
@@ -18,7 +20,8 @@ def squared_loss(
 
     The sum over all items of ``w (y - s)^2``, with ``y = 1, w = 1`` for the targets and ``y = 0,
     w = unobserved_weight`` for the rest. With dot scores the sum of squares over the catalogue is ``u' (V'V) u``:
-    the cost of the negatives is one small product, whatever the size of the catalogue.
+    the cost of the negatives is one small product, whatever the size of the catalogue. Where the pairs are dense, the
+    table of all scores is the faster way to the same sum.
 
     Parameters
     ----------
@@ -36,9 +39,13 @@ def squared_loss(
     torch.Tensor
         Mean over the users, a scalar.
     """
-    scores = pair_scores(users, items, rows, targets)
+    if len(users) * len(items) <= _DENSE_RATIO * len(rows):
+        table = users @ items.T
+        scores, everything = table[rows, targets], table.square().sum()
+    else:
+        scores = pair_scores(users, items, rows, targets)
+        everything = ((users @ (items.T @ items)) * users).sum()
     positive = ((1 - scores).square() - unobserved_weight * scores.square()).sum()
-    everything = ((users @ (items.T @ items)) * users).sum()
     return (positive + unobserved_weight * everything) / len(users)
 
 
@@ -66,11 +73,13 @@ def sampled_softmax_loss(
     positive: torch.Tensor,
     negative: torch.Tensor,
     rows: torch.Tensor,
-    positive_log_q: torch.Tensor | None = None,
-    negative_log_q: torch.Tensor | None = None,
+    log_inclusion: torch.Tensor,
 ) -> torch.Tensor:
     """
     Cross entropy of each positive among its sampled negatives with the logQ correction (Bengio and Senécal 2008).
+
+    A sampled negative stands for all items like it: its weight is one over its probability to be drawn, so that the
+    sum over the sample estimates the sum over the catalogue.
 
     Parameters
     ----------
@@ -80,18 +89,17 @@ def sampled_softmax_loss(
         Scores of sets of negatives, ``-inf`` for those that don't count, shape ``(n_sets, n_negatives)``.
     rows : torch.Tensor
         Which set belongs to each pair, shape ``(n_pairs,)``.
-    positive_log_q, negative_log_q : torch.Tensor, optional
-        Log probability of each item to be drawn, of shapes that broadcast to `positive` and `negative`.
+    log_inclusion : torch.Tensor
+        Log probability of each negative to be drawn, of a shape that broadcasts to `negative`.
 
     Returns
     -------
     torch.Tensor
         Mean over the pairs, a scalar.
     """
-    if positive_log_q is not None and negative_log_q is not None:
-        positive, negative = positive - positive_log_q, negative - negative_log_q
     # One sum a set, not one a pair: pairs of one user share their negatives.
-    return F.softplus(negative.logsumexp(dim=1)[rows] - positive).mean()
+    everything_else = (negative - log_inclusion).logsumexp(dim=1)
+    return F.softplus(everything_else[rows] - positive).mean()
 
 
 def bpr_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,275 @@
+"""User-based nearest neighbours: the classic baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from implicit.nearest_neighbours import NearestNeighboursScorer, normalize
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt
+from rectools import Columns
+from rectools.dataset import Dataset
+from scipy import sparse
+from tqdm.auto import tqdm
+
+from ..data.reader import AlignedDataset, DatasetReader, match, seen_matrix
+from ..errors import did_you_mean
+from ..ranking import MAX_SCORES, Ranking, rank
+from .base import PackModel, PackModelConfig, check_not_empty
+
+SIMILARITIES = ["cosine", "tfidf", "bm25"]
+
+
+def _check_similarity(value: Any) -> Any:
+    if value not in SIMILARITIES:
+        raise ValueError(f"unknown similarity `{value}`{did_you_mean(str(value), SIMILARITIES)}")
+    return value
+
+
+class UserKNNModelConfig(PackModelConfig):
+    """Options of `UserKNNModel`; see there."""
+
+    similarity: Annotated[Literal["cosine", "tfidf", "bm25"], BeforeValidator(_check_similarity)] = "bm25"
+    n_neighbors: PositiveInt = 100
+    k1: NonNegativeFloat = 100.0
+    b: Annotated[float, Field(ge=0, le=1)] = 0.75
+    normalise: bool = True
+
+
+@dataclass(frozen=True)
+class FittedUsers:
+    """
+    The users among whom neighbours are looked for.
+
+    Parameters
+    ----------
+    reader : DatasetReader
+        Their ids and those of their items.
+    interactions : csr_matrix
+        Weights of their interactions, shape ``(n_users, n_items)``, float32.
+    inverted : csr_matrix
+        Their vectors by item, followed by empty rows where users outnumber items, shape
+        ``(max(n_items, n_users), n_users)``, float64.
+    idf : np.ndarray
+        Inverse document frequency of each item, an item being a term and a user a document, shape ``(n_items,)``.
+    mean_length : float
+        Mean sum of the weights of a user.
+    """
+
+    reader: DatasetReader
+    interactions: sparse.csr_matrix
+    inverted: sparse.csr_matrix
+    idf: np.ndarray
+    mean_length: float
+
+
+class NeighbourSearch:
+    """
+    Exact search for nearest neighbours among the fitted users.
+
+    Parameters
+    ----------
+    fitted : FittedUsers
+        Where to search.
+    n_neighbors : int
+        How many to find for each user.
+    """
+
+    def __init__(self, fitted: FittedUsers, n_neighbors: int) -> None:
+        self._scorer = NearestNeighboursScorer(fitted.inverted)
+        self._n_fitted = fitted.inverted.shape[1]
+        self._n_neighbors = n_neighbors
+
+    def __call__(self, vectors: sparse.csr_matrix, own_rows: np.ndarray) -> sparse.csr_matrix:
+        """
+        Find the neighbours of some users.
+
+        Parameters
+        ----------
+        vectors : csr_matrix
+            Their vectors, shape ``(n_users, n_items)``, float64.
+        own_rows : np.ndarray
+            Their own rows among the fitted users, which are no neighbours, or -1, shape ``(n_users,)``.
+
+        Returns
+        -------
+        csr_matrix
+            Similarities to the neighbours, shape ``(n_users, n_fitted)``, float64.
+        """
+        found = [self._nearest(vectors, row, own_row) for row, own_row in enumerate(own_rows)]
+        ids, similarities = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        indptr = np.cumsum([0, *(len(ids) for ids, _ in found)])
+        return sparse.csr_matrix((similarities, ids, indptr), shape=(len(found), self._n_fitted))
+
+    def _nearest(self, vectors: sparse.csr_matrix, row: int, own_row: int) -> tuple[np.ndarray, np.ndarray]:
+        ids, similarities = self._scorer.recommend(
+            vectors.indptr[row : row + 2],
+            vectors.indices,
+            vectors.data,
+            K=self._n_neighbors + 1,  # one more than wanted: the user's own record may be among them
+            remove_own_likes=False,
+        )
+        best = np.lexsort((ids, -similarities))
+        best = best[ids[best] != own_row][: self._n_neighbors]
+        return ids[best], similarities[best]
+
+
+class UserKNNModel(PackModel[UserKNNModelConfig]):
+    """
+    User-based k-nearest neighbours (Resnick et al. 1994): what the users with the most similar interactions have.
+
+    The score of an item is the sum, over the neighbours of the user, of similarity times the weight of the neighbour's
+    interaction. Items that no neighbour has are not recommended, so that a user may get fewer than `k` items, and one
+    who shares no item with anybody gets none.
+
+    Neighbours are looked for among the users that the model was fitted on, a user's own fitted record excluded. What a
+    user has is read from the dataset given to `recommend`: new interactions count, and users that came after `fit` are
+    served, without a refit. The search is that of the library implicit, in C++, and nothing is held for all pairs of
+    users: memory grows with the interactions alone.
+
+    Features are not used. Warm and cold users are not served, nor are recommendations to items.
+
+    Parameters
+    ----------
+    similarity : {"cosine", "tfidf", "bm25"}, default "bm25"
+        Dot product of two users' vectors of interaction weights: scaled to length 1; square roots of the weights times
+        the inverse document frequency of the items, scaled to length 1; Okapi BM25 weights, not scaled. The formulas
+        are those of `CosineRecommender`, `TFIDFRecommender` and `BM25Recommender` of implicit, with users for items.
+    n_neighbors : int, default 100
+        How many of the most similar users count.
+    k1 : float, default 100
+        Of BM25: how slowly growing weights saturate; 0 makes all weights equal.
+    b : float, default 0.75
+        Of BM25: how much the weights of users with many interactions are reduced, from 0 to 1.
+    normalise : bool, default True
+        Divide the scores of a user by the sum of the similarities of the neighbours, which makes scores of different
+        users comparable: with weights of 1 they lie between 0 and 1. The order of items is the same either way.
+    verbose : int, default 0
+        Above 0 a progress bar is shown.
+
+    Examples
+    --------
+    >>> model = UserKNNModel(similarity="tfidf", n_neighbors=100).fit(dataset)  # doctest: +SKIP
+    >>> model.recommend(users, dataset, k=10, filter_viewed=True)  # doctest: +SKIP
+    """
+
+    config_class = UserKNNModelConfig
+    recommends_for_warm: ClassVar[bool] = False
+    recommends_for_cold: ClassVar[bool] = False
+
+    _fitted: FittedUsers
+
+    def _fit(self, dataset: Dataset) -> None:  # type: ignore[override]
+        check_not_empty(dataset, "dataset")
+        _check_weights(dataset)
+        dataset = _without_features(dataset)
+        reader = DatasetReader.fit(dataset)
+        aligned = reader.align(dataset, "user")
+        interactions = _histories(aligned, aligned.user_id_map.convert_to_internal(reader.user_ids), reader)
+        if not interactions.nnz:
+            raise ValueError(
+                f"Column `{Columns.Weight}` of the interactions is 0 everywhere: there is nothing to learn"
+            )
+        n_users, n_items = interactions.shape
+        idf = np.log(n_users) - np.log1p(np.bincount(interactions.indices, minlength=n_items))
+        mean_length = float(interactions.sum() / n_users)
+        inverted = self._vectors(interactions, idf, mean_length).T.tocsr()
+        # implicit's scorer is made for square matrices: it has room for as many results as the matrix has rows.
+        inverted.resize(max(n_users, n_items), n_users)
+        self._fitted = FittedUsers(reader, interactions.astype(np.float32), inverted, idf, mean_length)
+
+    def _vectors(self, histories: sparse.csr_matrix, idf: np.ndarray, mean_length: float) -> sparse.csr_matrix:
+        """Vectors whose dot products are the similarities, shape ``(n_users, n_items)``, float64."""
+        vectors = histories.tocoo(copy=True)
+        if self.similarity == "tfidf":
+            vectors.data = np.sqrt(vectors.data) * idf[vectors.col]
+        elif self.similarity == "bm25":
+            length = np.asarray(histories.sum(axis=1)).ravel() / mean_length
+            saturation = self.k1 * (1 - self.b + self.b * length)
+            vectors.data = vectors.data * (self.k1 + 1) / (saturation[vectors.row] + vectors.data) * idf[vectors.col]
+        # An item that says nothing (idf 0) must not leave a user with a vector of zeros, which has no direction.
+        vectors.eliminate_zeros()
+        return (vectors if self.similarity == "bm25" else normalize(vectors)).tocsr()
+
+    def _custom_transform_dataset_u2i(
+        self, dataset: Dataset, users: Any, on_unsupported_targets: str, context: Any = None
+    ) -> AlignedDataset:
+        _check_weights(dataset)
+        return self._fitted.reader.align(_without_features(dataset), "user")
+
+    def _custom_transform_dataset_i2i(
+        self, dataset: Dataset, target_items: Any, on_unsupported_targets: str
+    ) -> Dataset:
+        raise NotImplementedError(
+            "UserKNNModel compares users and recommends nothing to items: use ItemKNN for that, "
+            "rectools.models.ImplicitItemKNNWrapperModel"
+        )
+
+    def _recommend_u2i(
+        self,
+        user_ids: np.ndarray,
+        dataset: AlignedDataset,
+        k: int,
+        filter_viewed: bool,
+        sorted_item_ids_to_recommend: np.ndarray | None,
+    ) -> Ranking:
+        fitted = self._fitted
+        # Items beyond the fitted ones, which the aligned dataset puts first, are those that no neighbour has.
+        known = np.arange(len(fitted.reader.item_ids))
+        whitelist = sorted_item_ids_to_recommend
+        candidates = known if whitelist is None else np.intersect1d(whitelist, known)
+        seen = seen_matrix(dataset, user_ids, candidates) if filter_viewed else None
+        vectors = self._vectors(_histories(dataset, user_ids, fitted.reader), fitted.idf, fitted.mean_length)
+        own_rows = match(dataset.user_id_map.external_ids[user_ids], fitted.reader.user_ids)
+        n_neighbors = min(self.n_neighbors, len(fitted.reader.user_ids))
+        search = NeighbourSearch(fitted, n_neighbors)
+        interactions = fitted.interactions[:, candidates]
+
+        with tqdm(total=len(user_ids), disable=self.verbose == 0) as progress:
+
+            def score(rows: slice) -> torch.Tensor:
+                neighbours = search(vectors[rows], own_rows[rows]).astype(np.float32)
+                if self.normalise:
+                    neighbours = _divide_by_row_sums(neighbours)
+                scores = torch.from_numpy((neighbours @ interactions).toarray())
+                progress.update(len(scores))
+                return scores.masked_fill_(scores == 0, -torch.inf)
+
+            # The neighbours of a chunk are held as well: where candidates are few, they are what bounds it.
+            chunk = MAX_SCORES // max(len(candidates), n_neighbors)
+            ranking = rank(score, len(user_ids), len(candidates), k, seen, max_scores=chunk * len(candidates))
+        return user_ids[ranking[0]], candidates[ranking[1]], ranking[2]
+
+
+def _without_features(dataset: Dataset) -> Dataset:
+    return Dataset(dataset.user_id_map, dataset.item_id_map, dataset.interactions)
+
+
+def _histories(dataset: AlignedDataset, user_ids: np.ndarray, reader: DatasetReader) -> sparse.csr_matrix:
+    """Interactions of users (internal ids) with the fitted items, zero weights left out, float64."""
+    matrix = dataset.get_user_item_matrix(include_warm_users=True, include_warm_items=True, dtype=np.float64)
+    matrix = matrix[user_ids][:, : len(reader.item_ids)]
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def _divide_by_row_sums(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    sums = np.asarray(matrix.sum(axis=1)).ravel()
+    return sparse.csr_matrix(
+        (matrix.data / np.repeat(sums, np.diff(matrix.indptr)), matrix.indices, matrix.indptr), matrix.shape
+    )
+
+
+def _check_weights(dataset: Dataset) -> None:
+    frame = dataset.interactions.df
+    wrong = np.flatnonzero(~(np.isfinite(frame[Columns.Weight]) & (frame[Columns.Weight] >= 0)))
+    if len(wrong):
+        user, item, weight = frame.iloc[wrong[0]][[Columns.User, Columns.Item, Columns.Weight]]
+        user, item = dataset.user_id_map.external_ids[int(user)], dataset.item_id_map.external_ids[int(item)]
+        raise ValueError(
+            f"Column `{Columns.Weight}` of the interactions has {len(wrong)} values that are negative or not finite, "
+            f"the first of them {weight} of user {user} and item {item}: similarities need weights of 0 or more. Drop "
+            "these rows, or give them other weights"
+        )

@@ -1,0 +1,483 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rectools import Columns
+from rectools.dataset import Dataset
+from rectools.metrics import MRR, NDCG, HitRate, Precision, Recall
+from rectools.models import PopularModel
+from replay.splitters import TimeSplitter
+
+from benchmarks.config import ModelSpec
+from benchmarks.measure import build_model
+from benchmarks.protocols import (
+    PROTOCOLS,
+    Cut,
+    average_precision,
+    hit_matrix,
+    hit_rate,
+    mean_over_users,
+    ndcg,
+    parts_per_user,
+    precision,
+    recall,
+    reciprocal_rank,
+    replay_metrics,
+    split_by_item,
+    split_by_time,
+)
+from benchmarks.published import FOLDER, PublishedRows, add_row, load_config, main, measure, read_results, table
+from benchmarks.tuning import job_config
+from rectools_neural import load_dataset
+
+K = 3
+POPULAR = ModelSpec.model_validate({"cls": "PopularModel"})
+has_ml_1m = pytest.mark.skipif(
+    not (Path(os.environ.get("RECTOOLS_NEURAL_DATA", "")) / "ml-1m" / "ratings.parquet").is_file(),
+    reason="the folder of RECTOOLS_NEURAL_DATA has no ml-1m",
+)
+
+
+@pytest.fixture(scope="module")
+def ml_100k() -> Dataset:
+    return load_dataset("ml-100k")
+
+
+@pytest.fixture(scope="module")
+def interactions() -> pd.DataFrame:
+    """Forty users and 30 items, ratings, tied times, a given split; ids start at 100 and 1000."""
+    rng = np.random.default_rng(5)
+    pairs = rng.permutation(40 * 30)[:700]
+    return pd.DataFrame(
+        {
+            Columns.User: 100 + pairs // 30,
+            Columns.Item: 1000 + pairs % 30,
+            Columns.Weight: rng.integers(1, 6, 700),
+            Columns.Datetime: pd.Timestamp("2020-01-01") + pd.to_timedelta(rng.integers(0, 120, 700), unit="D"),
+            "rating": rng.integers(1, 6, 700),
+            "split": rng.choice(["train", "valid", "test"], 700, p=[0.6, 0.2, 0.2]),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset(interactions: pd.DataFrame) -> Dataset:
+    """With features of all users and items, among them one user and one item without interactions."""
+    users = pd.DataFrame({"id": np.arange(100, 141), "feature": "parity", "value": np.arange(41) % 2})
+    items = pd.DataFrame({"id": np.arange(1000, 1031), "feature": "third", "value": np.arange(31) % 3})
+    return Dataset.construct(
+        interactions, users, ["parity"], item_features_df=items, cat_item_features=["third"], keep_extra_cols=True
+    )
+
+
+def make_pairs(pairs: list[tuple[int, int]]) -> pd.DataFrame:
+    return pd.DataFrame(pairs, columns=Columns.UserItem)
+
+
+def make_reco(lists: dict[int, list[int]]) -> pd.DataFrame:
+    rows = [(user, item, 1.0, rank) for user, items in lists.items() for rank, item in enumerate(items, start=1)]
+    return pd.DataFrame(rows, columns=[*Columns.UserItem, Columns.Score, Columns.Rank])
+
+
+def pair_set(frame: pd.DataFrame) -> set[tuple[int, int]]:
+    return set(frame[Columns.UserItem].itertuples(index=False, name=None))
+
+
+class TestMetrics:
+    TEST = make_pairs([(7, 1), (7, 2), (7, 3), (5, 9), (6, 4), (6, 5), (6, 6), (6, 7)])
+    # User 5 hits at rank 2 of a short list, 6 at all ranks with more relevant items than ranks, 7 at ranks 1 and 3.
+    RECO = make_reco({7: [1, 8, 3, 2], 5: [1, 9], 6: [7, 5, 4]})
+
+    def test_hits(self) -> None:
+        hits, n_relevant = hit_matrix(self.RECO, self.TEST, K)
+        assert hits.tolist() == [[False, True, False], [True, True, True], [True, False, True]]
+        assert n_relevant.tolist() == [1, 4, 3]
+
+    def test_a_user_without_recommendations_has_no_hits(self) -> None:
+        hits, n_relevant = hit_matrix(make_reco({7: [1]}), self.TEST, K)
+        assert hits.tolist() == [[False] * 3, [False] * 3, [True, False, False]]
+        for metric in (recall, precision, hit_rate, reciprocal_rank, average_precision, ndcg):
+            assert metric(hits, n_relevant)[:2].tolist() == [0.0, 0.0]
+
+    @pytest.mark.parametrize(
+        ("metric", "expected"),
+        [
+            (recall, [1, 3 / 4, 2 / 3]),
+            (precision, [1 / 3, 1, 2 / 3]),
+            (hit_rate, [1, 1, 1]),
+            (reciprocal_rank, [1 / 2, 1, 1]),
+            (average_precision, [1 / 2, 3 / 4, (1 + 2 / 3) / 3]),
+            (ndcg, [np.log(2) / np.log(3), 1, 1.5 / (1 + np.log(2) / np.log(3) + 0.5)]),
+        ],
+    )
+    def test_by_hand(self, metric: Any, expected: list[float]) -> None:
+        assert metric(*hit_matrix(self.RECO, self.TEST, K)) == pytest.approx(expected, abs=1e-15)
+
+    def test_equal_rectools_and_replay(self) -> None:
+        rng = np.random.default_rng(0)
+        k = 10
+        test = make_pairs([(user, item) for user in range(60) for item in rng.permutation(40)[: rng.integers(1, 20)]])
+        reco = make_reco({user: rng.permutation(40)[: rng.integers(5, 15)].tolist() for user in range(60)})
+        train = Dataset.construct(make_pairs([(0, item) for item in range(50)]).assign(weight=1, datetime="2020-01-01"))
+        metrics = {"Recall": recall, "Precision": precision, "HitRate": hit_rate, "MRR": reciprocal_rank, "NDCG": ndcg}
+        ours = mean_over_users(metrics, reco, Cut(train, test), k)
+
+        rectools = [Recall(k), Precision(k), HitRate(k), MRR(k), NDCG(k, divide_by_achievable=True)]
+        assert [metric.calc(reco, test) for metric in rectools] == pytest.approx(list(ours.values()), abs=1e-12)
+
+        # Scores are all equal here: RePlay must see the order of the ranks.
+        replay = replay_metrics(reco, Cut(train, test), k)
+        for name in ("HitRate@10", "MRR@10", "NDCG@10"):
+            assert replay[name] == pytest.approx(ours[name], abs=1e-12)
+        hits, n_relevant = hit_matrix(reco, test, k)
+        assert replay["MAP@10"] == pytest.approx(average_precision(hits, np.minimum(n_relevant, k)).mean(), abs=1e-12)
+        assert replay["Coverage@10"] == reco.loc[reco[Columns.Rank] <= k, Columns.Item].nunique() / 50
+
+
+class TestSplitByItem:
+    def test_by_hand(self) -> None:
+        # The first numbers of seed 42 are .37 .95 .73 .60 | .15602 .15599 .06 | .87 | .60 .71: the largest of item 1
+        # and of item 2 are left for the test; 0.75 of one row and of two rows round to all of them.
+        frame = pd.DataFrame(
+            {Columns.User: [1, 2, 3, 4, 1, 2, 3, 1, 2, 3], Columns.Item: [1, 1, 1, 1, 2, 2, 2, 3, 4, 4]}
+        )
+        cut = split_by_item(Dataset.construct(frame.assign(weight=1, datetime="2020-01-01")), 42)
+        assert pair_set(cut.test) == {(2, 1), (1, 2)}
+        assert len(cut.train.interactions.df) == 8
+
+    def test_half_rows_round_to_even(self) -> None:
+        # 4.5 of the six rows of item 1. Item 2 gives every user train rows, so that none is dropped as cold.
+        pairs = [(user, 1) for user in range(6)] + [(user, 2) for user in range(6)] * 4
+        cut = split_by_item(Dataset.construct(make_pairs(pairs).assign(weight=1, datetime="2020-01-01")), 0)
+        assert (cut.test[Columns.Item] == 1).sum() == 2
+
+    def test_earlier_shuffle_restarts_for_every_item(self, dataset: Dataset) -> None:
+        frame = dataset.get_raw_interactions()
+        expected: set[tuple[int, int]] = set()
+        for _, rows in frame.groupby(Columns.Item):
+            expected |= pair_set(rows.sample(frac=1, random_state=42).iloc[round(0.75 * len(rows)) :])
+        assert pair_set(PROTOCOLS["P1N"].split(dataset, 0).test) == expected
+
+    def test_published_sar(self, ml_100k: Dataset) -> None:
+        """SAR has no randomness: its published numbers check the cut and all four metrics, to the last digit."""
+        protocol = PROTOCOLS["P1N"]
+        cut = protocol.split(ml_100k, 0)
+        metrics = protocol.metrics(sar(cut, ml_100k), cut, protocol.k)
+        published = {"MAP@10": 0.113028, "NDCG@10": 0.388321, "Precision@10": 0.333828, "Recall@10": 0.183179}
+        assert {name: round(value, 6) for name, value in metrics.items()} == published
+
+    def test_runs_share_the_published_cut(self, dataset: Dataset) -> None:
+        for name in ("P1", "P1N"):
+            assert pair_set(PROTOCOLS[name].split(dataset, 0).test) == pair_set(PROTOCOLS[name].split(dataset, 1).test)
+        assert pair_set(PROTOCOLS["P1"].split(dataset, 0).test) == pair_set(split_by_item(dataset, 42).test)
+
+
+def sar(cut: Cut, dataset: Dataset) -> pd.DataFrame:
+    """Recommend ten items by Jaccard similarity to the ratings of a user, halved every 30 days."""
+    raw = dataset.get_raw_interactions().merge(cut.train.get_raw_interactions()[Columns.UserItem], on=Columns.UserItem)
+    users, user = np.unique(raw[Columns.User], return_inverse=True)
+    items, item = np.unique(raw[Columns.Item], return_inverse=True)
+    age = (raw[Columns.Datetime].max() - raw[Columns.Datetime]) / pd.Timedelta(days=30)
+    affinity, seen = np.zeros((2, users.size, items.size))
+    affinity[user, item] = raw["rating"] * 0.5**age
+    seen[user, item] = 1
+    together = seen.T @ seen
+    alone = together.diagonal()
+    scores = np.where(seen > 0, -np.inf, affinity @ (together / (alone[:, None] + alone - together)))
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    return make_reco(dict(zip(users.tolist(), items[best].tolist(), strict=True)))
+
+
+class TestSplitByTime:
+    def test_equals_replay(self, interactions: pd.DataFrame, dataset: Dataset) -> None:
+        late = interactions.assign(cold=interactions[Columns.User] == 139)
+        late.loc[late["cold"], Columns.Datetime] = pd.Timestamp("2020-12-01")
+        late.loc[late[Columns.Item] == 1029, Columns.Datetime] = pd.Timestamp("2020-12-02")
+        cut = split_by_time(Dataset.construct(late))
+        train, test = TimeSplitter(
+            0.2,
+            Columns.User,
+            drop_cold_users=True,
+            drop_cold_items=True,
+            item_column=Columns.Item,
+            timestamp_column=Columns.Datetime,
+        ).split(late)
+        assert pair_set(cut.train.get_raw_interactions()) == pair_set(train)
+        assert pair_set(cut.test) == pair_set(test)
+        assert 139 not in set(cut.test[Columns.User])
+        assert 1029 not in set(cut.test[Columns.Item])
+
+    def test_rows_of_the_first_held_out_moment_stay_together(self) -> None:
+        days = ["2020-01-01"] * 6 + ["2020-01-02"] * 4
+        frame = make_pairs([(row % 3, row) for row in range(10)]).assign(weight=1, datetime=days)
+        cut = split_by_time(Dataset.construct(frame))
+        assert len(cut.train.interactions.df) == 6
+
+    @has_ml_1m
+    def test_published_size(self) -> None:
+        # Published: 669 181 train rows. Copies with estimated times of low ratings differ by single rows and users.
+        cut = PROTOCOLS["P2"].split(load_dataset("ml-1m"), 0)
+        train = cut.train.interactions.df
+        assert len(train) == pytest.approx(669_181, abs=1)
+        assert train[Columns.User].nunique() == pytest.approx(5_397, abs=2)
+        assert train[Columns.Item].nunique() == pytest.approx(3_569, abs=1)
+        assert len(cut.test) == pytest.approx(86_542, rel=0.003)
+        assert cut.test[Columns.User].nunique() == pytest.approx(1_139, abs=2)
+        popular = PopularModel().fit(cut.train)
+        values = PROTOCOLS["P2"].metrics(cut.recommend(popular, 10), cut, 10)
+        assert values["NDCG@10"] == pytest.approx(0.243783, abs=2e-4)
+        assert values["Coverage@10"] == pytest.approx(0.033903, abs=2e-5)
+
+
+class TestPartsPerUser:
+    @pytest.mark.parametrize(
+        ("rows", "sizes"),
+        [
+            (1, [1, 0, 0]),
+            (2, [1, 0, 1]),
+            (3, [1, 1, 1]),
+            (9, [7, 1, 1]),
+            (10, [8, 1, 1]),
+            (19, [17, 1, 1]),
+            (25, [21, 2, 2]),
+        ],
+    )
+    def test_sizes(self, rows: int, sizes: list[int]) -> None:
+        users = pd.Series([4] * rows + [3] * 30)
+        parts = parts_per_user(users, (0.8, 0.1, 0.1), seed=1)
+        assert np.bincount(parts[users == 4], minlength=3).tolist() == sizes
+        assert np.bincount(parts[users == 3], minlength=3).tolist() == [24, 3, 3]
+
+    def test_every_row_is_as_likely(self) -> None:
+        users = pd.Series(np.tile(np.arange(4_000), 10))
+        in_last = parts_per_user(users, (0.8, 0.1, 0.1), seed=3).to_numpy().reshape(10, 4_000) == 2
+        assert in_last.sum(axis=0).tolist() == [1] * 4_000
+        assert np.abs(in_last.sum(axis=1) - 400).max() < 100
+
+    def test_seed_decides(self) -> None:
+        users = pd.Series(np.repeat(np.arange(50), 20))
+        first, again, other = (parts_per_user(users, (0.9, 0.1), seed) for seed in (0, 0, 1))
+        assert first.equals(again)
+        assert not first.equals(other)
+
+
+class TestTenths:
+    def test_parts(self, interactions: pd.DataFrame, dataset: Dataset) -> None:
+        cut, validation = PROTOCOLS["P3"].split(dataset, 0), PROTOCOLS["P3"].validation(dataset, 0)
+        train = pair_set(cut.train.get_raw_interactions())
+        assert train == pair_set(validation.train.get_raw_interactions())
+        assert cut.hidden is not None
+        assert pair_set(cut.hidden) == pair_set(validation.test)
+        assert validation.hidden is None
+        parts = [train, pair_set(cut.test), pair_set(cut.hidden)]
+        assert set.union(*parts) == pair_set(interactions[interactions["rating"] >= 3])
+        assert sum(map(len, parts)) == len(set.union(*parts))
+        assert pair_set(cut.test) != pair_set(PROTOCOLS["P3"].split(dataset, 1).test)
+
+    def test_hidden_pairs_make_way(self) -> None:
+        ones: dict[str, Any] = {Columns.Weight: 1, Columns.Datetime: "2020-01-01"}
+        popularity = [(user, item) for item in range(1, 7) for user in range(10, 20 - item)]
+        train = Dataset.construct(make_pairs([*popularity, (1, 3), (2, 6)]).assign(**ones))
+        cut = Cut(train, test=make_pairs([(1, 5), (2, 1)]), hidden=make_pairs([(1, 1), (1, 4), (1, 2), (2, 3)]))
+        reco = cut.recommend(PopularModel().fit(train), 3)
+        assert reco.groupby(Columns.User)[Columns.Item].apply(list).to_dict() == {1: [5, 6], 2: [1, 2, 4]}
+        assert reco[Columns.Rank].tolist() == [1, 2, 1, 2, 3]
+
+    @has_ml_1m
+    def test_published_size(self) -> None:
+        # RecBole counts its padding id as a user and an item: 6 040 x 3 629.
+        cut = PROTOCOLS["P3"].split(load_dataset("ml-1m"), 0)
+        assert cut.hidden is not None
+        rows = pd.concat([cut.train.get_raw_interactions(), cut.test, cut.hidden])
+        assert (len(rows), rows[Columns.User].nunique(), rows[Columns.Item].nunique()) == (836_478, 6_039, 3_628)
+
+
+class TestGivenSplit:
+    @pytest.mark.parametrize("name", ["P6", "P6Y"])
+    def test_all_but_the_test_part_is_train(self, name: str, interactions: pd.DataFrame, dataset: Dataset) -> None:
+        cut = PROTOCOLS[name].split(dataset, 0)
+        is_test = interactions["split"] == "test"
+        assert pair_set(cut.test) == pair_set(interactions[is_test])
+        assert pair_set(cut.train.get_raw_interactions()) == pair_set(interactions[~is_test])
+
+    def test_missing_column(self, interactions: pd.DataFrame) -> None:
+        with pytest.raises(ValueError, match=r"no column 'split'.*keep_extra_cols=True"):
+            PROTOCOLS["P6"].split(Dataset.construct(interactions), 0)
+
+
+class TestEveryProtocol:
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    def test_validation_never_sees_the_test_part(self, name: str, dataset: Dataset) -> None:
+        protocol = PROTOCOLS[name]
+        cut, validation = protocol.split(dataset, 0), protocol.validation(dataset, 0)
+        train = pair_set(cut.train.get_raw_interactions()) | (pair_set(cut.hidden) if cut.hidden is not None else set())
+        inner = pair_set(validation.train.get_raw_interactions())
+        assert inner | pair_set(validation.test) <= train
+        assert not inner & pair_set(validation.test)
+        assert not train & pair_set(cut.test)
+        assert len(validation.test) > 10
+
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    def test_train_part(self, name: str, dataset: Dataset) -> None:
+        for cut in (PROTOCOLS[name].split(dataset, 0), PROTOCOLS[name].validation(dataset, 0)):
+            assert set(cut.train.interactions.df[Columns.Weight]) == {1.0}
+            assert set(cut.train.user_id_map.external_ids) == set(range(100, 141))
+            assert set(cut.train.item_id_map.external_ids) == set(range(1000, 1031))
+            assert cut.train.item_features is not None
+            thirds = cut.train.item_features.get_sparse().toarray()
+            assert thirds.argmax(axis=1).tolist() == ((cut.train.item_id_map.external_ids - 1000) % 3).tolist()
+            assert set(cut.test[Columns.User]) <= set(cut.train.get_raw_interactions()[Columns.User])
+
+    @pytest.mark.parametrize("name", PROTOCOLS)
+    def test_items_without_train_rows_are_never_ranked(self, name: str, dataset: Dataset) -> None:
+        cut = PROTOCOLS[name].split(dataset, 0)
+        # This one would put items without interactions at the end of its lists.
+        model = PopularModel(add_cold=True).fit(cut.train)
+        reco = cut.recommend(model, 40)
+        train = cut.train.get_raw_interactions()
+        assert set(reco[Columns.Item]) == set(train[Columns.Item])
+        assert not pair_set(reco) & pair_set(train)
+        assert set(reco[Columns.User]) == set(cut.test[Columns.User])
+
+    def test_configuration_fits(self, dataset: Dataset) -> None:
+        config = load_config(FOLDER / "configs" / "published.yaml")
+        assert list(config) == list(PROTOCOLS)
+        for name, protocol in PROTOCOLS.items():
+            metrics = measure(protocol, protocol.split(dataset, 0), "popular", POPULAR, 0)["metrics"]
+            assert protocol.main_metric in metrics
+            for group in config[name].published:
+                for values in group.rows.values():
+                    assert values.keys() <= metrics.keys()
+                    assert all(0 < value < 1 for value in values.values())
+            for spec in config[name].models.values():
+                assert build_model(job_config(spec, 0, {})).get_config()
+
+
+def row(model: str, seed: int, value: float, **params: Any) -> dict[str, Any]:
+    return {
+        "model": model,
+        "seed": seed,
+        "config": params,
+        "metrics": {"Recall@10": value / 2, "NDCG@10": value},
+        "fit_seconds": 1.25,
+        "recommend_seconds": 0.5,
+    }
+
+
+class TestResults:
+    def test_rows_merge_by_model_and_seed(self, tmp_path: Path) -> None:
+        path = tmp_path / "sub" / "P.json"
+        for utc, new in [
+            ("1", row("b", 0, 0.1)),
+            ("1", row("a", 1, 0.2)),
+            ("2", row("a", 0, 0.3)),
+            ("3", row("b", 0, 0.4)),
+        ]:
+            results = add_row(path, {"protocol": "P"}, new, {"utc": utc, "commit": "c"})
+        assert results == read_results(path) == json.loads(path.read_text(encoding="utf-8"))
+        assert [(r["model"], r["seed"], r["metrics"]["NDCG@10"], r["run"]) for r in results["rows"]] == [
+            ("a", 0, 0.3, "2"),
+            ("a", 1, 0.2, "1"),
+            ("b", 0, 0.4, "3"),
+        ]
+        assert results["runs"].keys() == {"1", "2", "3"}
+
+    def test_another_configuration_replaces_all_seeds(self, tmp_path: Path) -> None:
+        path = tmp_path / "P.json"
+        for seed in (0, 1):
+            add_row(path, {}, row("a", seed, 0.2, factors=8), {"utc": "1"})
+        add_row(path, {}, row("b", 0, 0.5), {"utc": "1"})
+        results = add_row(path, {}, row("a", 2, 0.4, factors=9), {"utc": "2"})
+        assert [(r["model"], r["seed"]) for r in results["rows"]] == [("a", 2), ("b", 0)]
+
+    def test_runs_without_rows_are_forgotten(self, tmp_path: Path) -> None:
+        path = tmp_path / "P.json"
+        add_row(path, {}, row("a", 0, 0.2), {"utc": "1"})
+        assert add_row(path, {}, row("a", 0, 0.2), {"utc": "2"})["runs"] == {"2": {"utc": "2"}}
+
+    @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"rows": {}, "runs": {}}'])
+    def test_foreign_file_is_left_alone(self, content: str, tmp_path: Path) -> None:
+        path = tmp_path / "P.json"
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"P\.json is no result file"):
+            add_row(path, {}, row("a", 0, 0.2), {"utc": "1"})
+        assert path.read_text(encoding="utf-8") == content
+
+    def test_table(self) -> None:
+        results = {"rows": [row("ours", 0, 0.4), row("ours", 2, 0.5), row("single", 0, 0.1)]}
+        published = [
+            PublishedRows(source="paper", rows={"theirs": {"NDCG@10": 0.42}}),
+            PublishedRows(source="other", rows={"partial": {"Recall@10": 0.9}}),
+        ]
+        shown = table(results, published, "NDCG@10")
+        assert shown.to_dict("list") == {
+            "model": ["ours", "theirs", "single", "partial"],
+            "from": ["ours", "published [1]", "ours", "published [2]"],
+            # Deviation of 0.4 and 0.5 with one degree of freedom gone: 0.1 / sqrt(2).
+            "Recall@10": ["0.2250 ± 0.0354", "", "0.0500", "0.9000"],
+            "NDCG@10": ["0.4500 ± 0.0707", "0.4200", "0.1000", ""],
+            "seeds": ["2", "", "1", ""],
+            "fit s": ["1.2", "", "1.2", ""],
+            "recommend s": ["0.5", "", "0.5", ""],
+        }
+
+
+class TestCommandLine:
+    def test_test_and_validation(self, ml_100k: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["P1", "--models", "PopularModel", "--seeds", "0", "1", "--output", str(tmp_path)]
+        main(arguments)
+        shown = capsys.readouterr().out
+        assert "BiVAE" in shown
+        assert "[1] microsoft/recommenders" in shown
+        results = read_results(tmp_path / "P1.json")
+        cut = PROTOCOLS["P1"].split(ml_100k, 0)
+        expected = PROTOCOLS["P1"].metrics(cut.recommend(PopularModel().fit(cut.train), 10), cut, 10)
+        assert [(r["model"], r["seed"], r["metrics"]) for r in results["rows"]] == [
+            ("PopularModel", seed, expected) for seed in (0, 1)
+        ]
+        assert results["rows"][0]["cut"] == {"train_rows": 75_066, "test_rows": 24_934, "test_users": 943}
+        assert results["part"] == "test"
+        assert "versions" in results["runs"][results["rows"][0]["run"]]
+
+        main([*arguments, "--validate"])
+        assert "BiVAE" not in capsys.readouterr().out
+        validation = read_results(tmp_path / "P1-validation.json")
+        assert validation["part"] == "validation"
+        sizes = [r["cut"]["train_rows"] + r["cut"]["test_rows"] for r in validation["rows"]]
+        assert sizes == [75_066, 75_066]
+        assert validation["rows"][0]["metrics"] != validation["rows"][1]["metrics"]
+        assert read_results(tmp_path / "P1.json") == results
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["P0"], "unknown protocols ['P0']; choose from ['P1'"),
+            (["P1", "P6", "--models", "PopularModel", "EASE"], "unknown models for P6 ['EASE']"),
+        ],
+    )
+    def test_unknown_names_stop_everything(
+        self, arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit):
+            main([*arguments, "--output", str(tmp_path)])
+        assert message in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+
+    def test_wrong_parameter_stops_everything(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        config = tmp_path / "published.yaml"
+        config.write_text(
+            "P1: {published: [], models: {popular: {cls: PopularModel}, mine: {cls: EASEModel, lambda: 5}}}",
+            encoding="utf-8",
+        )
+        with pytest.raises(SystemExit):
+            main(["P1", "--config", str(config), "--output", str(tmp_path / "out")])
+        error = capsys.readouterr().err
+        assert "P1: mine cannot be made" in error
+        assert "lambda" in error
+        assert not (tmp_path / "out").exists()
