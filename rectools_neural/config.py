@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from rectools.utils.config import BaseConfig
+from typing_extensions import Self
 
 from .errors import did_you_mean
 
@@ -103,8 +104,9 @@ class ScheduleConfig(BaseConfig):
     name : {"none", "step", "plateau", "cosine", "warmup"}
         Constant; times `factor` every `step_epochs`; times `factor` after `patience` epochs without a better
         loss; down to 0 along half a cosine; constant after a warm-up.
-    warmup : float
-        Share of all steps in which the rate first grows linearly from 0.
+    warmup : float, optional
+        Share of all steps in which the rate first grows linearly from 0: 0.1 for "warmup", else 0. Not with
+        "step" and "plateau", which change the rate by epochs.
     step_epochs, patience : int
         As above.
     factor : float
@@ -112,10 +114,21 @@ class ScheduleConfig(BaseConfig):
     """
 
     name: Literal["none", "step", "plateau", "cosine", "warmup"] = "none"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup: Annotated[float, Field(ge=0, lt=1)] | None = None
     step_epochs: PositiveInt = 10
     patience: PositiveInt = 3
     factor: Share = 0.5
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> Self:
+        if self.warmup and self.name in ("step", "plateau"):
+            raise ValueError(f"schedule `{self.name}` takes no `warmup`: use `cosine` or `warmup`")
+        return self
+
+    @property
+    def warmup_share(self) -> float:
+        """Share of the steps that warm up."""
+        return self.warmup if self.warmup is not None else 0.1 * (self.name == "warmup")
 
 
 class OptimizerConfig(BaseConfig):
@@ -149,8 +162,8 @@ class ValidationConfig(BaseConfig):
     ----------
     name : {"random", "last_n", "time"}
         What is held out: a random share of the rows, the last rows of each user, the last share of the timeline.
-    size : float
-        The share (between 0 and 1), or the number of rows a user for "last_n".
+    size : float, optional
+        The share, 0.1 by default, or the number of rows a user for "last_n", 1 by default.
     metric : {"ndcg", "recall", "map", "mrr", "hit_rate"}
         What to watch, at `k`.
     k : int
@@ -166,7 +179,7 @@ class ValidationConfig(BaseConfig):
     """
 
     name: Literal["random", "last_n", "time"] = "random"
-    size: PositiveFloat = 0.1
+    size: PositiveFloat | None = None
     metric: Literal["ndcg", "recall", "map", "mrr", "hit_rate"] = "ndcg"
     k: PositiveInt = 10
     patience: PositiveInt = 5

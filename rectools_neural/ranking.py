@@ -90,7 +90,7 @@ def rank_vectors(
         return rows, columns, -np.sqrt(np.maximum(squared, 0))
     if preselect is None:
         preselect = subjects.device.type == "cpu" and _multiplies_bfloat16()
-    if preselect and len(candidates) > 4 * max(_PRESELECTED * k, _PRESELECTED_MIN):
+    if preselect and len(subjects) and len(candidates) > 4 * max(_PRESELECTED * k, _PRESELECTED_MIN):
         return _rank_preselected(subjects, candidates, k, seen)
     transposed = candidates.T.contiguous()
     return rank(lambda rows: subjects[rows] @ transposed, len(subjects), len(candidates), k, seen)
@@ -119,7 +119,7 @@ def _rank_preselected(
         values[rows], indices[rows] = top.values, best.indices.gather(1, top.indices)
         # Whatever was not selected scores at most the last rough value plus the margin.
         proven = (top.values[:, -1] >= best.values[:, -1].float() + margins[rows]) | best.values[:, -1].isinf()
-        unproven.append(torch.arange(rows.start, rows.stop)[~proven])
+        unproven.append(rows.start + (~proven).nonzero().squeeze(1).cpu())
     rest = torch.cat(unproven)
     if len(rest):
         kept, transposed = subjects[rest], candidates.T.contiguous()

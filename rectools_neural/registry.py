@@ -44,7 +44,7 @@ def model_from_config(config: Mapping[str, Any]) -> ModelBase[Any]:
     if isinstance(name, str) and "." not in name:
         if name in MODELS:
             config = {**config, "cls": f"rectools_neural.{name}"}
-        elif not hasattr(rectools.models, name):
+        elif not _is_model(getattr(rectools.models, name, None)):
             raise ValueError(f"Unknown model `{name}`{did_you_mean(name, [*MODELS, *rectools.models.__all__])}")
     return rectools.models.model_from_config(dict(config))
 
@@ -66,3 +66,7 @@ def model_from_params(params: Mapping[str, Any], sep: str = ".") -> ModelBase[An
         The model, not fitted.
     """
     return model_from_config(unflatten_dict(dict(params), sep=sep))
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, ModelBase)

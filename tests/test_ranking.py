@@ -133,20 +133,6 @@ class TestRankVectors:
         actual = rank_vectors(subjects, candidates, k, euclidean, csr)
         assert_is_top(actual, subjects, candidates, k, seen, euclidean)
 
-    @pytest.mark.parametrize("euclidean", [False, True])
-    @pytest.mark.parametrize("preselect", [False, True])
-    def test_chunks_do_not_matter(self, euclidean: bool, preselect: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        subjects, candidates = vectors(50, 16), vectors(700, 16, seed=1)
-        seen = sparse.csr_matrix(random_seen(np.random.default_rng(0), (50, 700)))
-        whole = rank_vectors(subjects, candidates, 10, euclidean, seen, preselect)
-        monkeypatch.setattr(ranking, "MAX_SCORES", 7 * 700 + 3)
-        monkeypatch.setattr(ranking.rank, "__defaults__", (None, 7 * 700 + 3))
-        chunks = rank_vectors(subjects, candidates, 10, euclidean, seen, preselect)
-        assert whole[0].tolist() == chunks[0].tolist()
-        assert whole[1].tolist() == chunks[1].tolist()
-        # The matrix product of another shape may round otherwise.
-        np.testing.assert_allclose(whole[2], chunks[2], rtol=1e-5, atol=1e-6)
-
     def test_distance_by_hand(self) -> None:
         candidates = torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]])
         _, ranked, scores = rank_vectors(torch.tensor([[0.0, 0.0]]), candidates, 3, euclidean=True)
@@ -209,6 +195,20 @@ class TestPreselection:
         candidates = torch.cat([torch.ones(n, 3), 1 + gap * steps / n], dim=1)
         self._check(torch.rand(20, 4, generator=torch.Generator().manual_seed(1)) + 0.5, candidates, 10, None)
 
+    @pytest.mark.parametrize("with_seen", [False, True])
+    def test_some_rows_are_harder_than_others(self, with_seen: bool) -> None:
+        # Every third subject sees the spread coordinate; to the others all candidates are nearly the same.
+        n, generator = 2000, torch.Generator().manual_seed(0)
+        small, spread = torch.randperm(n, generator=generator), torch.randperm(n, generator=generator)
+        candidates = torch.cat(
+            [torch.ones(n, 3), (1 + 1e-3 * small / n).unsqueeze(1), (spread / 200).unsqueeze(1)], dim=1
+        )
+        subjects = torch.rand(30, 5, generator=generator) + 0.5
+        subjects[:, 4] = 0
+        subjects[::3] = torch.tensor([0.0, 0, 0, 0, 1])
+        seen = random_seen(np.random.default_rng(2), (30, n)) if with_seen else None
+        self._check(subjects, candidates, 10, seen)
+
     def test_errors_that_add_up(self) -> None:
         # Coordinates just below the middle of two bfloat16 numbers, all rounded down for the best candidates; just
         # above it, all rounded up, for many others.
@@ -255,6 +255,18 @@ class TestPreselection:
         subjects, candidates = vectors(30, 16), vectors(1500, 16, seed=1)
         fast = rank_vectors(subjects, candidates, 10, True, None, True)
         assert_is_top(fast, subjects, candidates, 10, None, True)
+
+    @pytest.mark.parametrize("max_scores", [1, 700, 5_000])
+    def test_chunks_do_not_matter(self, max_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        subjects, candidates = vectors(20, 16), vectors(700, 16, seed=1)
+        seen = sparse.csr_matrix(random_seen(np.random.default_rng(0), (20, 700)))
+        whole = rank_vectors(subjects, candidates, 10, False, seen, preselect=True)
+        monkeypatch.setattr(ranking, "MAX_SCORES", max_scores)
+        chunks = rank_vectors(subjects, candidates, 10, False, seen, preselect=True)
+        assert whole[0].tolist() == chunks[0].tolist()
+        assert whole[1].tolist() == chunks[1].tolist()
+        # The matrix product of another shape may round otherwise.
+        np.testing.assert_allclose(whole[2], chunks[2], rtol=1e-5, atol=1e-6)
 
     def test_no_subjects(self) -> None:
         for result in rank_vectors(torch.zeros(0, 8), vectors(1500, 8), 10, preselect=True):

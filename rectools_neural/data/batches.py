@@ -185,7 +185,7 @@ class NegativeBatch:
         Own negatives of each pair, shape ``(n_pairs, n_negatives)``, or candidates that the users of the batch
         share, shape ``(n_candidates,)``.
     log_inclusion : torch.Tensor
-        Log probability of each to be among those drawn, of the same shape.
+        Log of how often each is expected among those drawn, of the same shape.
     is_positive : torch.Tensor or None
         With shared candidates, which of them are the user's own items, shape ``(n_users, n_candidates)``.
     """

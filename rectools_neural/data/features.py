@@ -120,19 +120,16 @@ class FeatureEncoder:
             return cls(side)
         _check_finite(features, side)
         if isinstance(features, DenseFeatures):
-            values = np.asarray(features.values, np.float64)[rows]
+            values = np.sort(np.asarray(features.values, np.float64)[rows], axis=0)
             mean, std = values.mean(axis=0), values.std(axis=0)
             schema = FeatureSchema(numeric=tuple(features.names))
-            return cls(side, "dense", schema, mean.astype(np.float32), _safe_std(std))
+            return cls(side, "dense", schema, mean.astype(np.float32), _safe_std(mean, std))
         direct, categorical = _split_names(features.names)
-        matrix = features.values.tocsc()
-        columns = [matrix.data[matrix.indptr[j] : matrix.indptr[j + 1]] for j in direct]
-        stored = [
-            column[np.isin(matrix.indices[matrix.indptr[j] : matrix.indptr[j + 1]], rows)]
-            for j, column in zip(direct, columns, strict=True)
-        ]
-        mean = np.array([column.mean() if len(column) else 0.0 for column in stored], np.float32)
-        std = np.array([column.std() if len(column) else 1.0 for column in stored], np.float32)
+        columns = features.values[rows].tocsc()
+        # Sorted and in double precision: the order of rows must not change the statistics.
+        stored = [np.sort(columns.data[columns.indptr[j] : columns.indptr[j + 1]].astype(np.float64)) for j in direct]
+        mean = np.array([values.mean() if len(values) else 0.0 for values in stored])
+        std = np.array([values.std() if len(values) else 0.0 for values in stored])
         # A value that no training entity has would keep its random embedding: leave it to the missing row.
         used = np.zeros(len(features.names), bool)
         used[np.unique(features.values[rows].indices)] = True
@@ -142,7 +139,7 @@ class FeatureEncoder:
             values=tuple(sorted((features.names[j] for j in categorical if used[j]), key=str)),
             numeric=tuple(features.names[j][0] for j in direct),
         )
-        return cls(side, "sparse", schema, mean, _safe_std(std))
+        return cls(side, "sparse", schema, mean.astype(np.float32), _safe_std(mean, std))
 
     def encode(self, features: Features | None, n_entities: int) -> EncodedFeatures:
         """
@@ -192,13 +189,16 @@ class FeatureEncoder:
             if tuple(features.names) == self.schema.numeric:
                 return
         else:
-            names = {name for name, _ in features.names}
-            known = {*self.schema.fields, *self.schema.numeric}
-            if names == known:
+            direct, categorical = _split_names(features.names)
+            found = {features.names[j][0] for j in direct}, {features.names[j][0] for j in categorical}
+            if found == (set(self.schema.numeric), set(self.schema.fields)):
                 return
+            names, known = found[0] | found[1], {*self.schema.fields, *self.schema.numeric}
+        missing, unknown = (sorted(map(str, difference)) for difference in (known - names, names - known))
         raise ValueError(
-            f"The dataset's {self.side} features differ from the fitted ones: missing {sorted(known - names)}, "
-            f"unknown {sorted(names - known)}, order matters for dense features"
+            f"The dataset's {self.side} features differ from the fitted ones ({', '.join(sorted(map(str, known)))}): "
+            f"missing {missing}, unknown {unknown}, or a number became a category or the other way round, or dense "
+            f"features changed their order; found {sorted(map(str, names))}"
         )
 
     def _encode_categories(self, features: SparseFeatures) -> sparse.csr_matrix:
@@ -242,8 +242,9 @@ def _split_names(names: Sequence[tuple[str, object]]) -> tuple[list[int], list[i
     return sorted(direct, key=lambda j: str(names[j][0])), categorical
 
 
-def _safe_std(std: np.ndarray) -> np.ndarray:
-    return np.where(std > 1e-8, std, 1.0).astype(np.float32)
+def _safe_std(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    # A constant number tells nothing: what rounding leaves of its spread must not be blown up to 1.
+    return np.where(std > 1e-6 * np.abs(mean) + 1e-12, std, np.inf).astype(np.float32)
 
 
 def _check_finite(features: Features, side: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from .histories import Histories
 
 _SLOTS_PER_KEY = 8
 _HASH_MULTIPLIER = -7046029254386353131  # 2**64 / golden ratio, as a signed number
-_MAX_ROUNDS = 100
+_MAX_ROUNDS = 20
 
 
 class PositivePairs:
@@ -75,19 +76,44 @@ class NegativeSampler:
     def __init__(self, histories: Histories, popularity_power: float = 0.0) -> None:
         self.is_positive = PositivePairs(histories)
         self.n_items = histories.n_items
-        self._weights = torch.from_numpy(histories.popularity()).double().pow(popularity_power)
+        self._histories = histories
         self._uniform = popularity_power == 0
+        self._weights = torch.from_numpy(histories.popularity()).double().pow(popularity_power)
         self._probability = self._weights / self._weights.sum()
+        own = np.bincount(
+            histories.rows(), weights=self._probability.numpy()[histories.items], minlength=len(histories)
+        )
+        # How probable it is that a draw is rejected for a user; a user of all items has no negatives anyway.
+        self._rejection = torch.from_numpy(own).clamp(max=1 - 1e-9)
 
     def log_inclusion(self, n: int) -> torch.Tensor:
-        """Log probability of each item to be among `n` draws, shape ``(n_items,)``: what the logQ correction needs."""
+        """Log probability of each item to be among `n` shared draws, shape ``(n_items,)``: for the logQ correction."""
         return torch.log(-torch.expm1(n * torch.log1p(-self._probability))).float()
+
+    def log_expected(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """
+        Log of how often each item is expected among a user's own draws, for the logQ correction.
+
+        Parameters
+        ----------
+        users : torch.Tensor
+            User rows, shape ``(n_users,)``.
+        items : torch.Tensor
+            What `sample` drew for them, shape ``(n_users, n)``.
+
+        Returns
+        -------
+        torch.Tensor
+            Shape ``(n_users, n)``, float32.
+        """
+        accepted = torch.log1p(-self._rejection[users]).unsqueeze(1)
+        return (math.log(items.shape[1]) + self._probability[items].log() - accepted).float()
 
     def sample(self, users: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
         """
         Draw `n` negatives for each user.
 
-        A user with nearly all items keeps, after many rounds, what was drawn last.
+        A user who has all items gets some of them.
 
         Parameters
         ----------
@@ -111,6 +137,12 @@ class NegativeSampler:
                 break
             items[rejected] = self._draw(len(rejected), generator)
             rejected = rejected[self.is_positive(owners[rejected], items[rejected])]
+        for user in owners[rejected].unique().tolist():  # users of nearly all items: look at what is left
+            weights = self._weights.clone()
+            weights[torch.from_numpy(self._histories.take(np.array([user])).items)] = 0
+            places = rejected[owners[rejected] == user]
+            if weights.sum() > 0:
+                items[places] = torch.multinomial(weights, len(places), replacement=True, generator=generator)
         return items.view(len(users), n)
 
     def sample_shared(self, n: int, generator: torch.Generator) -> torch.Tensor:

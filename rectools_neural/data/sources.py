@@ -111,9 +111,11 @@ class UserBatches:
         if self.in_batch or self.shared:
             negatives = targets.unique() if self.in_batch else sampler.sample_shared(self.n_negatives, self.generator)
             is_positive = self._mark(whole, negatives)
+            log_inclusion = sampler.log_inclusion(len(targets) if self.in_batch else self.n_negatives)[negatives]
         else:
-            negatives = sampler.sample(torch.from_numpy(positions)[rows], self.n_negatives, self.generator)
-        log_inclusion = sampler.log_inclusion(len(targets) if self.in_batch else self.n_negatives)[negatives]
+            owners = torch.from_numpy(positions)[rows]
+            negatives = sampler.sample(owners, self.n_negatives, self.generator)
+            log_inclusion = sampler.log_expected(owners, negatives)
         items, place = self._compact(torch.cat([targets, negatives.flatten()]))
         targets, negatives = place[: len(targets)], place[len(targets) :].view(negatives.shape)
         return TrainingBatch(users, items, rows, targets, NegativeBatch(negatives, log_inclusion, is_positive))

@@ -551,15 +551,15 @@ def hold_out(dataset: Dataset, validation: ValidationConfig, seed: int) -> tuple
         raw = dataset.get_raw_interactions(include_weight=False, include_extra_cols=False)
         order = np.lexsort((raw[Columns.Item].astype(str), raw[Columns.User].astype(str)))
         held = np.zeros(len(frame), bool)
-        held[order] = np.random.default_rng(seed).random(len(frame)) < validation.size
+        held[order] = np.random.default_rng(seed).random(len(frame)) < validation.held_out
     elif validation.name == "time":
-        held = (times >= times.quantile(1 - validation.size)).to_numpy()
+        held = (times >= times.quantile(1 - validation.held_out)).to_numpy()
     else:
         latest_first = times.groupby(frame[Columns.User]).rank(method="first", ascending=False)
-        held = (latest_first <= validation.size).to_numpy()
+        held = (latest_first <= validation.held_out).to_numpy()
     if held.all() or not held.any():
         raise ValueError(
-            f"The validation split `{validation.name}` with size {validation.size} leaves {(~held).sum()} of "
+            f"The validation split `{validation.name}` with size {validation.held_out} leaves {(~held).sum()} of "
             f"{len(frame)} interactions for training and {held.sum()} for validation: change `size` or `name`"
         )
     part = dataset.filter_interactions(np.flatnonzero(~held))
@@ -567,6 +567,7 @@ def hold_out(dataset: Dataset, validation: ValidationConfig, seed: int) -> tuple
 
 
 def check_not_empty(dataset: Dataset, name: str) -> None:
+    """Raise where an argument is no dataset or has no interactions."""
     if not isinstance(dataset, Dataset):
         raise TypeError(f"`{name}` must be a rectools.dataset.Dataset, got {type(dataset).__name__}")
     if dataset.interactions.df.empty:

@@ -39,7 +39,7 @@ from .two_sided import TwoSidedModel
 WHOLE_CATALOGUE = ("squared", "softmax")
 POSITIVE_SCORES = ("squared", "softmax", "bce")  # losses that need scores above and below zero
 _DENSE = 0.005  # share of the user-item pairs from which on the squared loss beats the softmax
-_STEPS = 700  # steps of the optimiser that train a model of any size well
+_STEPS_PER_ROOT = 0.85  # steps of the optimiser for the square root of the interactions: more of them overfit
 
 
 class DSSMModelConfig(NeuralModelConfig):
@@ -50,12 +50,12 @@ class DSSMModelConfig(NeuralModelConfig):
     negatives: Negatives | None = None
     positives_per_user: PositiveInt | None = None
     similarity: Literal["dot", "cosine", "euclidean"] | None = None
-    temperature: PositiveFloat = 0.1
+    temperature: PositiveFloat | None = None
     merge: Literal["similarity", "product"] = "similarity"
     user_tower: Tower = Field(default_factory=TowerConfig)
     item_tower: Tower = Field(default_factory=TowerConfig)
     history_encoder: HistoryEncoder = Field(default_factory=HistoryEncoderConfig)
-    history_dropout: Dropout = 0.5
+    history_dropout: Dropout = 0.3
     use_user_ids: bool = False
     use_item_ids: bool = True
     share_item_embedding: bool = True
@@ -102,7 +102,7 @@ class TwoTowerModule(nn.Module):
     def __init__(self, schema: DataSchema, config: DSSMModelConfig) -> None:
         super().__init__()
         dim = config.n_factors
-        self._similarity, self._temperature = config.similarity, config.temperature
+        self._similarity, self._temperature = config.similarity, config.temperature or 1.0
         self.euclidean = config.similarity == "euclidean"
         self.has_bias = config.use_item_bias and not self.euclidean
         self.item_ids = _embedding(schema.n_items, dim) if config.use_item_ids else None
@@ -189,8 +189,8 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
         Items of each user to predict in an epoch, drawn anew each time; all by default.
     similarity : {"dot", "cosine", "euclidean"}, optional
         How the vectors meet; by default cosine for the softmax losses and dot for the others.
-    temperature : float
-        What a cosine is divided by.
+    temperature : float, optional
+        What a cosine is divided by; by default 0.1 on sparse and 0.2 on dense data.
     merge : {"similarity", "product"}
         Score by the similarity, or by a linear layer over the element-wise product.
     user_tower, item_tower : str or dict or TowerConfig
@@ -229,19 +229,25 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
     config_class = DSSMModelConfig
 
     def _adapt(self, config: DSSMModelConfig, schema: DataSchema) -> DSSMModelConfig:
-        density = schema.n_interactions / (schema.n_users * schema.n_items)
+        is_dense = schema.n_interactions >= _DENSE * schema.n_users * schema.n_items
         loss: Any = config.loss
         if loss is None:
             suits_squared = config.negatives is None and config.similarity in (None, "dot")
-            loss = SquaredLoss() if density >= _DENSE and suits_squared else SampledSoftmaxLoss()
+            loss = SquaredLoss() if is_dense and suits_squared else SampledSoftmaxLoss()
         similarity = config.similarity
         if similarity is None:
             is_softmax = loss.name in ("softmax", "sampled_softmax")
             similarity = "cosine" if is_softmax and config.merge == "similarity" else "dot"
-        batch_size = config.batch_size or min(max(2 ** round(math.log2(schema.n_users / 16)), 64), 512)
-        steps_per_epoch = math.ceil(schema.n_users / batch_size)
-        epochs = config.epochs or min(max(round(_STEPS / steps_per_epoch), 5), 60)
-        chosen = {"loss": loss, "similarity": similarity, "batch_size": batch_size, "epochs": epochs}
+        batch_size = config.batch_size or min(max(2 ** round(math.log2(4 * schema.n_users**0.5)), 64), 512)
+        steps = _STEPS_PER_ROOT * schema.n_interactions**0.5
+        epochs = config.epochs or max(round(steps / math.ceil(schema.n_users / batch_size)), 3)
+        chosen = {
+            "loss": loss,
+            "similarity": similarity,
+            "temperature": config.temperature or (0.2 if is_dense else 0.1),
+            "batch_size": batch_size,
+            "epochs": epochs,
+        }
         return DSSMModelConfig(**{**dict(config), **chosen})
 
     def _build_module(self, config: DSSMModelConfig, schema: DataSchema) -> TwoTowerModule:

@@ -24,13 +24,14 @@ class FeatureEmbedding(nn.Module):
     def __init__(self, schema: FeatureSchema, dim: int) -> None:
         super().__init__()
         self.categories = nn.Parameter(torch.empty(schema.n_categories, dim)) if schema.fields else None
+        self.dim = dim
         self.numeric = nn.Linear(len(schema.numeric), dim, bias=False) if schema.numeric else None
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.1 / dim**0.5)
 
     def forward(self, features: FeatureBatch) -> torch.Tensor:
         """Embed entities, shape ``(n_entities, dim)``."""
-        total = features.numeric.new_zeros(())
+        total = features.numeric.new_zeros(len(features.numeric), self.dim)
         if self.categories is not None:
             total = total + F.embedding_bag(
                 features.categories,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -121,19 +123,21 @@ def train(
     recorder = _Recorder(module, plan)
     with _quiet(), _progress(plan) as bar:
         recorder.bar = bar
+        callbacks = trainer_kwargs.get("callbacks") or []
         trainer = make_trainer(
             **{
                 "max_epochs": plan.stop_after,
-                "callbacks": [recorder],
                 "logger": False,
                 "enable_checkpointing": False,
                 "enable_progress_bar": False,
                 "enable_model_summary": False,
                 "gradient_clip_val": plan.optimizer.gradient_clipping,
                 **trainer_kwargs,
+                "callbacks": [recorder, *(callbacks if isinstance(callbacks, list) else [callbacks])],
             }
         )
-        trainer.fit(_Training(module, batch_loss, plan, len(batches)), train_dataloaders=batches)
+        with _interruptible():
+            trainer.fit(_Training(module, batch_loss, plan, len(batches)), train_dataloaders=batches)
     recorder.restore_best()
     return recorder.outcome
 
@@ -173,10 +177,11 @@ class _Recorder(Callback):
         self._best = float("-inf")
         self._best_state: dict[str, Any] | None = None
         self._losses: list[torch.Tensor] = []
-        self._started = 0.0
+        self._started, self._learning_rate = 0.0, plan.learning_rate
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._losses, self._started = [], time.perf_counter()
+        self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -194,7 +199,7 @@ class _Recorder(Callback):
         row = {
             "epoch": epoch,
             "loss": loss,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": self._learning_rate,
             "seconds": time.perf_counter() - self._started,
         }
         if self._plan.evaluate is not None and (epoch % self._plan.every == 0 or epoch == self._plan.stop_after):
@@ -245,9 +250,9 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, tota
     if config.name == "step":
         stepwise = torch.optim.lr_scheduler.StepLR(optimizer, config.step_epochs, config.factor)
         return {"scheduler": stepwise, "interval": "epoch"}
-    if config.name == "none" and not config.warmup:
+    if config.name == "none" and not config.warmup_share:
         return None
-    warmup_steps = config.warmup * total_steps
+    warmup_steps = config.warmup_share * total_steps
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -267,6 +272,22 @@ def isolated_random_state(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C through: Lightning turns it into an exit of the process and ignores the next one."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as exit_:
+        if isinstance(exit_.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 # Scores of a matrix product that cost as much as one gathered pair, forward and backward.
 _DENSE_RATIO = 64
 
+
 def squared_loss(
     users: torch.Tensor,
     items: torch.Tensor,
@@ -90,7 +91,7 @@ def sampled_softmax_loss(
     rows : torch.Tensor
         Which set belongs to each pair, shape ``(n_pairs,)``.
     log_inclusion : torch.Tensor
-        Log probability of each negative to be drawn, of a shape that broadcasts to `negative`.
+        Log of how often each negative is expected in its set, of a shape that broadcasts to `negative`.
 
     Returns
     -------

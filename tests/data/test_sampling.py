@@ -116,6 +116,12 @@ class TestSample:
         assert negatives.tolist() == [[0] * 200, [1] * 200, [4] * 200]
 
     @pytest.mark.parametrize("power", [0.0, 1.0])
+    def test_all_but_one_of_many_items(self, power: float, make_histories: MakeHistories) -> None:
+        histories = make_histories([range(999), [999]], 1000)
+        negatives = NegativeSampler(histories, power).sample(torch.zeros(50, dtype=torch.int64), 2, generator())
+        assert negatives.tolist() == [[999, 999]] * 50
+
+    @pytest.mark.parametrize("power", [0.0, 1.0])
     def test_all_items(self, power: float, make_histories: MakeHistories) -> None:
         histories = make_histories([[0, 1, 2], [0]], 3)
         negatives = NegativeSampler(histories, power).sample(torch.tensor([0, 1]), 30, generator())

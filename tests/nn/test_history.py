@@ -208,9 +208,3 @@ class TestTransformer:
         with torch.no_grad():
             actual = encoder(batch([3], [1, 2, 3], [9, 9, 9, 9, 9, 9, 3]), embedding)
         torch.testing.assert_close(actual, (embedding[3] + position[0]).expand(3, DIM))
-
-
-@pytest.mark.parametrize("name", ["attention", "transformer"])
-def test_heads_that_do_not_divide_the_factors_are_refused(name: Any) -> None:
-    with pytest.raises(ValueError, match="n_heads"):
-        make_history_encoder(HistoryEncoderConfig(name=name, n_heads=3), 8)
