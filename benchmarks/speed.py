@@ -67,7 +67,6 @@ BATCH_SIZES = (BATCH_SIZE, RECTOOLS_BATCH_SIZE)
 
 SAMPLERS = {"uniform": 0.0, "popularity": 0.75}
 CALLS = ((65_536, 16), (1_024, 4))  # pairs and negatives a pair of one call: bound by the processor, by the overhead
-NEGATIVES = 1 << 22  # drawn for one measurement
 
 Result = TypeVar("Result")
 
@@ -85,6 +84,8 @@ class Sizes:
         Users that RecTools trains on: its time on all of them follows from these, since it grows in proportion.
     ranked_users : int
         Users that the rankers are compared on.
+    negatives : int
+        Negatives drawn for one measurement.
     """
 
     users: int = 231_872
@@ -93,6 +94,7 @@ class Sizes:
     few_users: int = 5_000
     more_users: int = 10_000
     ranked_users: int = 20_000
+    negatives: int = 4_000_000
 
     def scaled(self, share: float) -> Sizes:
         """Shrink everything to a share."""
@@ -560,7 +562,7 @@ def _sample(bench: Bench) -> list[Measurement]:
     speeds: dict[tuple[str, int, int], list[float]] = {(name, *call): [] for name in samplers for call in CALLS}
     for _ in range(bench.repeats):
         for (name, n_pairs, n), values in speeds.items():
-            n_calls = NEGATIVES // (n_pairs * n)
+            n_calls = -(-bench.sizes.negatives // (n_pairs * n))
             pairs = users[torch.randint(len(users), (n_calls, n_pairs), generator=generator)]
             started = time.perf_counter()
             for owners in pairs:

@@ -25,7 +25,7 @@ class SquaredLoss(BaseConfig):
     """
 
     name: Literal["squared"] = "squared"
-    unobserved_weight: PositiveFloat = 0.8
+    unobserved_weight: PositiveFloat = 0.5
 
 
 class SoftmaxLoss(BaseConfig):

@@ -39,7 +39,9 @@ from .two_sided import TwoSidedModel
 WHOLE_CATALOGUE = ("squared", "softmax")
 POSITIVE_SCORES = ("squared", "softmax", "bce")  # losses that need scores above and below zero
 _DENSE = 0.005  # share of the user-item pairs from which on the squared loss beats the softmax
-_STEPS_PER_ROOT = 0.85  # steps of the optimiser for the square root of the interactions: more of them overfit
+# Steps of the optimiser for the square root of the interactions: with fewer of them the model underfits, with more it
+# overfits or, on sparse data, takes longer than it is worth.
+_STEPS = {"squared": 1.4, "others": 0.85}
 
 
 class DSSMModelConfig(NeuralModelConfig):
@@ -55,10 +57,10 @@ class DSSMModelConfig(NeuralModelConfig):
     user_tower: Tower = Field(default_factory=TowerConfig)
     item_tower: Tower = Field(default_factory=TowerConfig)
     history_encoder: HistoryEncoder = Field(default_factory=HistoryEncoderConfig)
-    history_dropout: Dropout = 0.3
+    history_dropout: Dropout = 0.4
     use_user_ids: bool = False
     use_item_ids: bool = True
-    share_item_embedding: bool = True
+    share_item_embedding: bool | None = None
     use_item_bias: bool = True
     entity_dropout: Dropout = 0.05
     learning_rate: PositiveFloat = 2e-3
@@ -201,8 +203,9 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
         Share of each history that is hidden in training.
     use_user_ids, use_item_ids : bool
         Whether a user or an item has an embedding of its own.
-    share_item_embedding : bool
-        Whether the history uses the item tower's id embedding.
+    share_item_embedding : bool, optional
+        Whether the history uses the item tower's id embedding; by default it does, except with the squared loss,
+        which is better off with two.
     use_item_bias : bool
         Whether an item has a bias, its last coordinate in `get_vectors`; not with Euclidean similarity.
     entity_dropout : float
@@ -239,11 +242,12 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
             is_softmax = loss.name in ("softmax", "sampled_softmax")
             similarity = "cosine" if is_softmax and config.merge == "similarity" else "dot"
         batch_size = config.batch_size or min(max(2 ** round(math.log2(4 * schema.n_users**0.5)), 64), 512)
-        steps = _STEPS_PER_ROOT * schema.n_interactions**0.5
+        steps = _STEPS["squared" if loss.name == "squared" else "others"] * schema.n_interactions**0.5
         epochs = config.epochs or max(round(steps / math.ceil(schema.n_users / batch_size)), 3)
         chosen = {
             "loss": loss,
             "similarity": similarity,
+            "share_item_embedding": _default(config.share_item_embedding, loss.name != "squared"),
             "temperature": config.temperature or (0.2 if is_dense else 0.1),
             "batch_size": batch_size,
             "epochs": epochs,
@@ -299,6 +303,10 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
         if loss.name == "bce":
             return losses.bce_loss(positive, negative[rows])
         return losses.triplet_loss(positive, negative[rows], loss.margin, loss.mining)
+
+
+def _default(value: bool | None, default: bool) -> bool:
+    return default if value is None else value
 
 
 def _negatives(config: DSSMModelConfig) -> NegativesConfig:

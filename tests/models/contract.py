@@ -118,6 +118,13 @@ def own_share(model: ModelBase[Any], dataset: Dataset, users: Iterable[Any] | No
     return float(is_own_group(recommend(model, dataset, users, k)).mean())
 
 
+def interactions(pairs: Any, day: str = "2024-01-01") -> pd.DataFrame:
+    """Make a table of (user, item) pairs, all of one day."""
+    table = pd.DataFrame(pairs, columns=list(Columns.UserItem))
+    table[Columns.Weight], table[Columns.Datetime] = 1.0, pd.Timestamp(day)
+    return table
+
+
 def with_rows(frames: Any, rows: Sequence[tuple[Any, Any]], twins: dict[Any, Any] | None = None) -> Any:
     """
     Put interactions before those of `frames`, so that internal ids shift.
@@ -131,8 +138,7 @@ def with_rows(frames: Any, rows: Sequence[tuple[Any, Any]], twins: dict[Any, Any
     twins : dict, optional
         New users and items, each with an old one whose features it gets.
     """
-    added = pd.DataFrame(rows, columns=[Columns.User, Columns.Item])
-    added = added.assign(**{Columns.Weight: 1.0, Columns.Datetime: pd.Timestamp("2024-03-01")})
+    added = interactions(rows, "2024-03-01")
 
     def extended(features: pd.DataFrame | None) -> pd.DataFrame | None:
         if features is None:
@@ -160,13 +166,12 @@ def with_other_id_types(frames: Any) -> Any:
     def renamed(table: pd.DataFrame | None, column: str, is_user: bool) -> pd.DataFrame | None:
         if table is None:
             return None
-        ids = table[column].str[1:].astype(int) if is_user else "i" + table[column].astype(str)
+        ids = table[column].str[1:].astype(int) if is_user else table[column].map(lambda item: f"i{item}")
         return table.assign(**{column: ids})
 
-    interactions = renamed(renamed(frames.interactions, Columns.User, True), Columns.Item, False)
     return replace(
         frames,
-        interactions=interactions,
+        interactions=renamed(renamed(frames.interactions, Columns.User, True), Columns.Item, False),
         user_features=renamed(frames.user_features, "id", True),
         item_features=renamed(frames.item_features, "id", False),
     )

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,7 @@ from rectools_neural.models.base import NeuralModelBase
 from rectools_neural.models.two_sided import TwoSidedModel
 from rectools_neural.registry import MODELS
 
-Model = ModelBase[Any]
+Model: TypeAlias = ModelBase[Any]
 COLD_USER, COLD_ITEM = "nobody", 9999
 
 
@@ -203,9 +203,11 @@ class TestFrame:
         rest = everything[~is_seen].drop(columns=Columns.Rank).reset_index(drop=True)
         assert_frame_equal(recommend(model, dataset, k=100).drop(columns=Columns.Rank), rest)
         if CASES[name].scores_any_item:
-            assert len(everything) == len(hot_users(dataset)) * dataset.item_id_map.convert_to_internal(
-                dataset.get_raw_interactions()[Columns.Item].unique()
-            ).size
+            assert (
+                len(everything)
+                == len(hot_users(dataset))
+                * dataset.item_id_map.convert_to_internal(dataset.get_raw_interactions()[Columns.Item].unique()).size
+            )
 
     @pytest.mark.parametrize("filter_viewed", [False, True])
     def test_whitelist(self, model: Model, dataset: Dataset, filter_viewed: bool) -> None:
@@ -213,11 +215,13 @@ class TestFrame:
         everything = recommend(model, dataset, k=100, filter_viewed=filter_viewed)
         expected = everything[everything[Columns.Item].isin(whitelist)].reset_index(drop=True)
         expected[Columns.Rank] = expected.groupby(Columns.User).cumcount() + 1
-        options = {"filter_viewed": filter_viewed, "items_to_recommend": whitelist}
+        options: dict[str, Any] = {"filter_viewed": filter_viewed, "items_to_recommend": whitelist}
         assert_same(recommend(model, dataset, k=100, **options), expected)
         assert_same(recommend(model, dataset, k=2, **options), expected[expected[Columns.Rank] <= 2])
 
-    @pytest.mark.parametrize("options", [{"items_to_recommend": []}, {"items_to_recommend": [COLD_ITEM]}, {"users": []}])
+    @pytest.mark.parametrize(
+        "options", [{"items_to_recommend": []}, {"items_to_recommend": [COLD_ITEM]}, {"users": []}]
+    )
     def test_nothing_to_recommend(self, model: Model, dataset: Dataset, options: dict[str, Any]) -> None:
         reco = recommend(model, dataset, **options)
         assert reco.empty
@@ -295,7 +299,7 @@ def test_a_new_process_gives_the_same(frames: Any, tmp_path: Path) -> None:
         model = make_model(name).fit(dataset)
         model.save(tmp_path / name)
         expected[name] = recommend(model, dataset, k=100)
-    pd.to_pickle((dataset, hot_users(dataset), list(MODELS)), tmp_path / "data")
+    (tmp_path / "data").write_bytes(pickle.dumps((dataset, hot_users(dataset), list(MODELS))))
     code = (
         "import pickle\n"
         "from pathlib import Path\n"
