@@ -187,6 +187,19 @@ class ValidationConfig(BaseConfig):
     every: PositiveInt = 1
     refit: bool = False
 
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        if self.size is not None and self.name != "last_n" and self.size >= 1:
+            raise ValueError(f"`size` of validation `{self.name}` is a share below 1, got {self.size}")
+        if self.size is not None and self.name == "last_n" and self.size != int(self.size):
+            raise ValueError(f"`size` of validation `last_n` is a whole number of rows, got {self.size}")
+        return self
+
+    @property
+    def held_out(self) -> float:
+        """The share, or the number of rows a user."""
+        return self.size if self.size is not None else (1 if self.name == "last_n" else 0.1)
+
 
 class TowerConfig(BaseConfig):
     """

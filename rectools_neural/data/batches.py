@@ -1,4 +1,8 @@
-"""Typed batches, each built whole with array operations."""
+"""
+Typed batches, each built whole with array operations.
+
+They are not frozen: in double precision Lightning converts their fields one by one.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,7 @@ class FeatureSchema:
         return not (self.fields or self.numeric)
 
 
-@dataclass(frozen=True)
+@dataclass
 class FeatureBatch:
     """
     Features of some entities as tensors.
@@ -66,7 +70,7 @@ class FeatureBatch:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class HistoryBatch:
     """
     Visible items of some users.
@@ -122,7 +126,7 @@ class HistoryBatch:
         return HistoryBatch(self.items.to(device), self.lengths.to(device))
 
 
-@dataclass(frozen=True)
+@dataclass
 class ItemBatch:
     """
     Items to give vectors to.
@@ -147,7 +151,7 @@ class ItemBatch:
         return ItemBatch(rows, self.is_unknown.to(device), self.features.to(device))
 
 
-@dataclass(frozen=True)
+@dataclass
 class UserBatch:
     """
     Users with what a model sees of them.
@@ -174,7 +178,7 @@ class UserBatch:
         return UserBatch(self.rows.to(device), self.history.to(device), self.features.to(device))
 
 
-@dataclass(frozen=True)
+@dataclass
 class NegativeBatch:
     """
     Sampled negatives, as positions in the items of their batch.
@@ -200,7 +204,7 @@ class NegativeBatch:
         return NegativeBatch(self.items.to(device), self.log_inclusion.to(device), is_positive)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingBatch:
     """
     Users with what a model sees of them and what it must predict.

@@ -191,7 +191,8 @@ class FeatureEncoder:
         else:
             direct, categorical = _split_names(features.names)
             found = {features.names[j][0] for j in direct}, {features.names[j][0] for j in categorical}
-            if found == (set(self.schema.numeric), set(self.schema.fields)):
+            # A dataset of a few entities may lack a feature altogether: it is missing then.
+            if found[0] <= set(self.schema.numeric) and found[1] <= set(self.schema.fields):
                 return
             names, known = found[0] | found[1], {*self.schema.fields, *self.schema.numeric}
         missing, unknown = (sorted(map(str, difference)) for difference in (known - names, names - known))

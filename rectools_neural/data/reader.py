@@ -82,7 +82,8 @@ class AlignedDataset(Dataset):  # type: ignore[misc]
     """A dataset whose items are those of the fitted model, in its order, followed by the dataset's other items."""
 
     items: Items = attr.ib(kw_only=True)
-    asks_for: str = attr.ib(kw_only=True)  # "user" or "item": whom the recommendations are for
+    # For item-to-item: what to do with target items of which nothing is known ("raise", "warn" or "ignore").
+    on_cold_items: str | None = attr.ib(kw_only=True)
 
 
 @dataclass
@@ -167,7 +168,7 @@ class DatasetReader:
         rows = match(dataset.user_id_map.external_ids[active], self.user_ids)
         return self.users(dataset, active[np.argsort(rows)])
 
-    def align(self, dataset: Dataset, asks_for: str) -> AlignedDataset:
+    def align(self, dataset: Dataset, on_cold_items: str | None = None) -> AlignedDataset:
         """Put the items of the fitted model first, in its order, and add those that the dataset lacks."""
         rows = match(dataset.item_id_map.external_ids, self.item_ids)
         others = np.flatnonzero(rows < 0)
@@ -182,7 +183,7 @@ class DatasetReader:
             Interactions(frame),
             dataset.user_features,
             items=self.items(dataset),
-            asks_for=asks_for,
+            on_cold_items=on_cold_items,
         )
 
 

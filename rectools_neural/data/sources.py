@@ -73,8 +73,9 @@ class UserBatches:
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         order = torch.randperm(len(self.users), generator=self.generator).numpy()
-        for start in range(0, len(order), self.batch_size):
-            yield self._batch(order[start : start + self.batch_size])
+        # Batches of one size, give or take one: a last batch of a single user would be all noise.
+        for positions in np.array_split(order, len(self)):
+            yield self._batch(positions)
 
     def _batch(self, positions: np.ndarray) -> TrainingBatch:
         whole = self.users.histories.take(positions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -10,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BeforeValidator, Field, PlainSerializer, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PositiveFloat, PositiveInt
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.exceptions import NotFittedError
@@ -47,7 +48,10 @@ def _public_name(cls: type[ModelBase[Any]]) -> str:
 
 
 def _import_if_str(value: Any) -> Any:
-    return import_object(value) if isinstance(value, str) else value
+    try:
+        return import_object(value) if isinstance(value, str) else value
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"`{value}` can't be imported: {error}") from error
 
 
 PublicModelClass = Annotated[
@@ -111,7 +115,9 @@ class PackModel(ModelBase[Config], Generic[Config]):
         return cls(**{name: getattr(config, name) for name in type(config).model_fields if name != "cls"})
 
     def __repr__(self) -> str:
-        shown = self._get_config().model_dump(mode="json", exclude={"cls"}, exclude_defaults=True)
+        config = self._get_config()
+        values = config.model_dump(mode="json", exclude={"cls"})
+        shown = {name: values[name] for name in config.model_dump(exclude={"cls"}, exclude_defaults=True)}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
@@ -151,7 +157,7 @@ class NeuralModelConfig(PackModelConfig):
     device: str = "auto"
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     get_trainer_func: TrainerFunction | None = None
-    get_trainer_func_kwargs: dict[str, Any] | None = None
+    get_trainer_func_kwargs: Annotated[dict[str, Any] | None, AfterValidator(lambda value: value or None)] = None
 
 
 @dataclass(frozen=True)
@@ -300,9 +306,7 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
             raise ValueError(f"`epochs` must be at least 1, got {epochs}")
         earlier = self._fitted if self.is_fitted else None
         config = earlier.config if earlier else self._get_config()
-        if epochs is not None:
-            config = config.model_copy(update={"epochs": epochs})
-        self._train(dataset, dataset_valid, config, earlier)
+        self._train(dataset, dataset_valid, config, earlier, epochs)
         self.is_fitted = True
         return self
 
@@ -319,8 +323,10 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         dataset_valid: Dataset | None,
         config: NeuralConfig,
         earlier: FittedState[NeuralConfig] | None,
+        epochs: int | None = None,
     ) -> None:
         check_not_empty(dataset, "dataset")
+        self._check_device()
         validation, held_out, train_set = self.validation, None, dataset
         if dataset_valid is not None:
             check_not_empty(dataset_valid, "dataset_valid")
@@ -328,9 +334,10 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
             held_out = dataset_valid.get_raw_interactions()
         elif validation is not None:
             train_set, held_out = hold_out(dataset, validation, self.seed)
-        fitted, outcome = self._train_once(train_set, held_out, validation, config, None, earlier)
+        fitted, outcome = self._train_once(train_set, held_out, validation, config, earlier, epochs)
         if validation is not None and validation.refit and train_set is not dataset:
-            fitted, refit = self._train_once(dataset, None, None, fitted.config, outcome.best_epoch, earlier)
+            best = outcome.best_epoch
+            fitted, refit = self._train_once(dataset, None, None, fitted.config, earlier, epochs, stop_after=best)
             outcome.history += [{**row, "refit": True} for row in refit.history]
         # Only now: a fit that fails leaves the model as it was.
         self._fitted = fitted
@@ -342,8 +349,9 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         held_out: pd.DataFrame | None,
         validation: ValidationConfig | None,
         config: NeuralConfig,
-        stop_after: int | None,
         earlier: FittedState[NeuralConfig] | None,
+        epochs: int | None,
+        stop_after: int | None = None,
     ) -> tuple[FittedState[NeuralConfig], Outcome]:
         reader = DatasetReader.fit(dataset, earlier.reader if earlier else None)
         users = reader.training_users(dataset)
@@ -356,7 +364,7 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
             reader.item_encoder.schema,
         )
         config = self._adapt(config, schema)
-        epochs = config.epochs or 1
+        epochs = epochs or config.epochs or 1
         plan = Plan(epochs, stop_after or epochs, config.learning_rate, config.optimizer, verbose=self.verbose)
         with isolated_random_state(self.seed):
             module = self._build_module(config, schema)
@@ -415,6 +423,12 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
 
         return evaluate
 
+    def _check_device(self) -> None:
+        try:
+            torch.empty(0, device=self._inference_device())
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"`device` `{self.device}` can't be used here: {error}") from error
+
     def _trainer_kwargs(self) -> dict[str, Any]:
         device = torch.device("cpu" if self.device == "auto" else self.device)
         accelerator = {"cuda": "gpu"}.get(device.type, device.type) if self.device != "auto" else "auto"
@@ -431,12 +445,12 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
     def _custom_transform_dataset_u2i(
         self, dataset: Dataset, users: Any, on_unsupported_targets: str, context: Any = None
     ) -> AlignedDataset:
-        return self._fitted.reader.align(dataset, "user")
+        return self._fitted.reader.align(dataset)
 
     def _custom_transform_dataset_i2i(
         self, dataset: Dataset, target_items: Any, on_unsupported_targets: str
     ) -> AlignedDataset:
-        return self._fitted.reader.align(dataset, "item")
+        return self._fitted.reader.align(dataset, on_unsupported_targets)
 
     def _recommend_u2i(
         self,
@@ -460,17 +474,26 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
     def _recommend_cold(
         self, target_ids: np.ndarray, dataset: AlignedDataset, k: int, sorted_item_ids_to_recommend: np.ndarray | None
     ) -> Ranking:
-        if dataset.asks_for == "item":
-            raise ValueError(
-                f"Items {list(target_ids[:5])} are not in the dataset, so nothing is known of them: add their "
-                "features to the dataset, or leave them out of `target_items`"
-            )
+        if dataset.on_cold_items is not None:
+            return self._refuse_cold_items(target_ids, dataset.on_cold_items)
         # Nothing is known of a cold user: one ranking serves all of them.
         candidates = self._candidates(sorted_item_ids_to_recommend)
         nobody, items = self._fitted.reader.unknown_user(), dataset.items.take(candidates)
         _, ranked, scores = self._on_device(lambda m: self._rank_for_users(m, nobody, items, k, None))
         n = len(target_ids)
         return np.repeat(target_ids, len(ranked)), np.tile(candidates[ranked], n), np.tile(scores, n)
+
+    @staticmethod
+    def _refuse_cold_items(target_ids: np.ndarray, on_cold_items: str) -> Ranking:
+        explanation = (
+            f"Items {list(target_ids[:5])} are cold: they are not in the dataset, so nothing is known of them. Add their "
+            "features to the dataset, or leave them out of `target_items`"
+        )
+        if on_cold_items == "raise":
+            raise ValueError(explanation)
+        if on_cold_items == "warn":
+            warnings.warn(explanation, stacklevel=4)
+        return target_ids[:0], np.empty(0, np.int64), np.empty(0, np.float32)
 
     def _recommend_i2i(
         self, target_ids: np.ndarray, dataset: AlignedDataset, k: int, sorted_item_ids_to_recommend: np.ndarray | None
@@ -546,17 +569,17 @@ def hold_out(dataset: Dataset, validation: ValidationConfig, seed: int) -> tuple
     """
     frame = dataset.interactions.df
     times = frame[Columns.Datetime]
+    raw = dataset.get_raw_interactions(include_weight=False, include_extra_cols=False)
+    # In the order of time, user and item: the order of rows must not change the split.
+    order = np.lexsort((raw[Columns.Item].astype(str), raw[Columns.User].astype(str), times))
+    held = np.zeros(len(frame), bool)
     if validation.name == "random":
-        # By sorted external ids: the order of rows must not change the split.
-        raw = dataset.get_raw_interactions(include_weight=False, include_extra_cols=False)
-        order = np.lexsort((raw[Columns.Item].astype(str), raw[Columns.User].astype(str)))
-        held = np.zeros(len(frame), bool)
         held[order] = np.random.default_rng(seed).random(len(frame)) < validation.held_out
     elif validation.name == "time":
         held = (times >= times.quantile(1 - validation.held_out)).to_numpy()
     else:
-        latest_first = times.groupby(frame[Columns.User]).rank(method="first", ascending=False)
-        held = (latest_first <= validation.held_out).to_numpy()
+        latest_first = frame[Columns.User].iloc[order[::-1]]
+        held[order[::-1]] = latest_first.groupby(latest_first).cumcount().to_numpy() < validation.held_out
     if held.all() or not held.any():
         raise ValueError(
             f"The validation split `{validation.name}` with size {validation.held_out} leaves {(~held).sum()} of "

@@ -232,6 +232,8 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
     config_class = DSSMModelConfig
 
     def _adapt(self, config: DSSMModelConfig, schema: DataSchema) -> DSSMModelConfig:
+        if not config.use_item_ids and schema.item_features.is_empty:
+            raise ValueError("`use_item_ids` is off, but the dataset has no item features to tell items apart by")
         is_dense = schema.n_interactions >= _DENSE * schema.n_users * schema.n_items
         loss: Any = config.loss
         if loss is None:
@@ -297,7 +299,7 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
             return losses.sampled_softmax_loss(positive, negative, rows, batch.negatives.log_inclusion)
         negatives = _negatives(config)
         if negatives.name == "hard":
-            negative = negative.topk(negatives.n, dim=1).values
+            negative = negative.topk(min(negatives.n, negative.shape[1]), dim=1).values
         if loss.name == "bpr":
             return losses.bpr_loss(positive, negative[rows])
         if loss.name == "bce":

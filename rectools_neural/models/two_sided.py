@@ -50,7 +50,7 @@ class TwoSidedModel(NeuralModelBase[NeuralConfig], Generic[NeuralConfig]):
         if not self.is_fitted:
             raise NotFittedError(type(self).__name__)
         reader = self._fitted.reader
-        aligned = reader.align(dataset, "user")
+        aligned = reader.align(dataset)
         users = reader.users(aligned, np.arange(dataset.user_id_map.size))
         place = match(dataset.item_id_map.external_ids, aligned.item_id_map.external_ids)
         items = aligned.items.take(place)

@@ -166,7 +166,7 @@ class UserKNNModel(PackModel[UserKNNModelConfig]):
         _check_weights(dataset)
         dataset = _without_features(dataset)
         reader = DatasetReader.fit(dataset)
-        aligned = reader.align(dataset, "user")
+        aligned = reader.align(dataset)
         interactions = _histories(aligned, aligned.user_id_map.convert_to_internal(reader.user_ids), reader)
         if not interactions.nnz:
             raise ValueError(
@@ -197,7 +197,7 @@ class UserKNNModel(PackModel[UserKNNModelConfig]):
         self, dataset: Dataset, users: Any, on_unsupported_targets: str, context: Any = None
     ) -> AlignedDataset:
         _check_weights(dataset)
-        return self._fitted.reader.align(_without_features(dataset), "user")
+        return self._fitted.reader.align(_without_features(dataset))
 
     def _custom_transform_dataset_i2i(
         self, dataset: Dataset, target_items: Any, on_unsupported_targets: str

@@ -31,7 +31,7 @@ class FeatureEmbedding(nn.Module):
 
     def forward(self, features: FeatureBatch) -> torch.Tensor:
         """Embed entities, shape ``(n_entities, dim)``."""
-        total = features.numeric.new_zeros(len(features.numeric), self.dim)
+        total: torch.Tensor = features.numeric.new_zeros(len(features.numeric), self.dim)
         if self.categories is not None:
             total = total + F.embedding_bag(
                 features.categories,
@@ -41,5 +41,5 @@ class FeatureEmbedding(nn.Module):
                 mode="sum",
             )
         if self.numeric is not None:
-            total = total + self.numeric(features.numeric)
+            total = total + self.numeric(features.numeric.to(self.numeric.weight.dtype))
         return total

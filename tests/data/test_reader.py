@@ -184,10 +184,10 @@ class TestUsers:
 class TestAlign:
     def test_items_of_the_model_come_first(self, reader: DatasetReader) -> None:
         later = dataset_of([("x", "z"), ("u", "c"), ("x", "a")], {"z": 9.0, "c": 2.0, "q": 13.0})
-        aligned = reader.align(later, "user")
+        aligned = reader.align(later)
         assert aligned.item_id_map.external_ids.tolist() == ["a", "b", "c", "z", "q"]
         assert aligned.user_id_map.external_ids.tolist() == later.user_id_map.external_ids.tolist()
-        assert aligned.asks_for == "user"
+        assert aligned.on_cold_items is None
         assert aligned.items.rows.tolist() == [0, 1, 2, -1, -1]
         assert prices_of(aligned.items.features.numeric) == [3, 5, 2, 9, 13]
         pd.testing.assert_frame_equal(aligned.get_raw_interactions(), later.get_raw_interactions())
@@ -195,7 +195,7 @@ class TestAlign:
     def test_leaves_the_dataset_alone(self, reader: DatasetReader) -> None:
         later = dataset_of([("x", "z"), ("u", "c")], {"z": 9.0})
         before = later.interactions.df.copy()
-        reader.align(later, "item")
+        reader.align(later)
         pd.testing.assert_frame_equal(later.interactions.df, before)
 
 
@@ -221,7 +221,7 @@ class TestMatch:
 
 
 def test_seen_matrix(train: Dataset, reader: DatasetReader) -> None:
-    aligned = reader.align(train, "user")
+    aligned = reader.align(train)
     users = train.user_id_map.convert_to_internal(["w", "v"])
     matrix = seen_matrix(aligned, users, np.array([2, 0, 3]))  # c, a, warm
     assert matrix.toarray().astype(bool).tolist() == [[True, False, False], [False, True, False]]

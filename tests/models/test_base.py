@@ -205,9 +205,8 @@ class TestHoldOut:
         "options",
         [
             {"name": "last_n", "size": 4},
-            {"name": "random", "size": 1.0},
             {"name": "random", "size": 1e-9},
-            {"name": "time", "size": 1.0},
+            {"name": "random", "size": 1 - 1e-9},
         ],
     )
     def test_nothing_left(self, options: dict[str, Any]) -> None:
