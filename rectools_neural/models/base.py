@@ -486,8 +486,8 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
     @staticmethod
     def _refuse_cold_items(target_ids: np.ndarray, on_cold_items: str) -> Ranking:
         explanation = (
-            f"Items {list(target_ids[:5])} are cold: they are not in the dataset, so nothing is known of them. Add their "
-            "features to the dataset, or leave them out of `target_items`"
+            f"Items {list(target_ids[:5])} are cold: they are not in the dataset, and nothing is known of them. Add "
+            "their features to the dataset, or leave them out of `target_items`"
         )
         if on_cold_items == "raise":
             raise ValueError(explanation)
