@@ -1,0 +1,172 @@
+"""Write the tables of the README files from the result files.
+
+From the repository root: ``python -m benchmarks.tables``. A table stands between ``<!-- table: NAME -->`` and
+``<!-- end -->``; nothing in it is typed by hand. A table whose result file is missing stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from statistics import mean, pstdev
+from typing import Any
+
+from benchmarks.files import write_atomically
+from benchmarks.provenance import REPOSITORY
+from benchmarks.published import load_config
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+PAGES = (REPOSITORY / "README.md", REPOSITORY / "benchmarks" / "README.md")
+#: Protocols in the order of the table, with the metrics to show.
+PUBLISHED = {
+    "P1N": ("NDCG@10", "MAP@10", "Recall@10"),
+    "P1": ("NDCG@10", "MAP@10", "Recall@10"),
+    "P2": ("NDCG@10", "MAP@10", "HitRate@10"),
+    "P3": ("NDCG@10", "Recall@10", "MRR@10"),
+    "P6": ("NDCG@20", "Recall@20"),
+}
+
+Result = dict[str, Any]
+
+
+def main() -> None:
+    """Fill in the tables of all pages."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        write_atomically(page, re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", _filled, text, flags=re.DOTALL))
+
+
+def _filled(match: re.Match[str]) -> str:
+    name = match.group(1)
+    table = TABLES[name]()
+    return match.group(0) if table is None else f"<!-- table: {name} -->\n{table}\n<!-- end -->"
+
+
+def _read(name: str) -> Result | None:
+    path = RESULTS / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def board(name: str, metrics: Sequence[str] = ("ndcg@10", "recall@20", "map@10", "coverage@10")) -> str | None:
+    """Render a leaderboard: mean and deviation over the seeds, times, the difference to the best baseline."""
+    result = _read(f"{name}.json")
+    if result is None:
+        return None
+    lines = []
+    for row in result["rows"]:
+        jobs = [job for job in result["jobs"] if job["model"] == row["model"] and not job["error"]]
+        cells = [_spread([job["metrics"][metric] for job in jobs]) for metric in metrics]
+        seconds = [_seconds([job[part] for job in jobs]) for part in ("fit_seconds", "recommend_seconds")]
+        lines.append([row["model"], *cells, *seconds, _difference(result["comparisons"].get(row["model"]))])
+    header = ["model", *metrics, "fit, s", "recommend, s", f"{result['metric']} against the best baseline"]
+    seeds = ", ".join(map(str, result["config"]["seeds"]))
+    metric = f"{result['metrics']['library']}, {result['metrics']['flags'][result['metric']]}"
+    about = f"{result['title']}; {metric}; seeds {seeds}"
+    return f"{_table(header, lines)}\n\n{_source(about, [result['provenance']], f'{name}.json')}"
+
+
+def published() -> str | None:
+    """Render all published protocols: our rows, then the published ones."""
+    config = load_config(REPOSITORY / "benchmarks" / "configs" / "published.yaml")
+    parts = []
+    for protocol, metrics in PUBLISHED.items():
+        result = _read(f"published/{protocol}.json")
+        if result is None:
+            continue
+        models = dict.fromkeys(row["model"] for row in result["rows"])
+        lines = []
+        for model in models:
+            rows = [row for row in result["rows"] if row["model"] == model]
+            cells = [_spread([row["metrics"][metric] for row in rows]) for metric in metrics]
+            lines.append([f"**{model}**" if "DSSM" in model else model, *cells, f"measured, {len(rows)} seeds"])
+        for source in config[protocol].published:
+            for model, values in source.rows.items():
+                cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
+                lines.append([model, *cells, f"published: {source.source}"])
+        lines.sort(key=lambda line: line[1], reverse=True)
+        about = _source(f"{result['definitions']}", result["runs"].values(), f"published/{protocol}.json")
+        parts.append(f"**{protocol}: {result['title']}**\n\n{_table(['model', *metrics, 'source'], lines)}\n\n{about}")
+    return "\n\n".join(parts) or None
+
+
+def summary() -> str | None:
+    """Render the published protocols in a line each: ours, the best published, the best classic measured beside it."""
+    config = load_config(REPOSITORY / "benchmarks" / "configs" / "published.yaml")
+    lines = []
+    for protocol, (metric, *_) in PUBLISHED.items():
+        result = _read(f"published/{protocol}.json")
+        if result is None:
+            continue
+        values: dict[str, list[float]] = {}
+        for row in result["rows"]:
+            values.setdefault(row["model"], []).append(row["metrics"][metric])
+        rows = [(v[metric], m) for source in config[protocol].published for m, v in source.rows.items() if metric in v]
+        classics = [(mean(v), model) for model, v in values.items() if "DSSM" not in model]
+        best = [f"{value:.4f} {model}" for value, model in (max(rows), max(classics))]
+        lines.append([f"{protocol}: {result['title']}", metric, f"**{_spread(values['DSSMModel'])}**", *best])
+    header = ["protocol", "metric", "DSSMModel", "best published", "best classic, same run"]
+    return _table(header, lines) if lines else None
+
+
+def cold_start() -> str | None:
+    """Render the cold-start comparison."""
+    result = _read("cold_start.json")
+    if result is None:
+        return None
+    lines = []
+    for row in result["rows"]:
+        (means,) = (value for key, value in row.items() if key.startswith("ndcg"))
+        values = [f"{means[model]:.4f}" for model in ("DSSMModel", "PopularModel")]
+        lines.append([str(row["seed"]), *values, _difference(row["comparison"]), str(row["comparison"]["users"])])
+    header = ["seed", "DSSMModel", "popularity", "difference", "users"]
+    about = f"{result['data']}; {result['metric']}"
+    return f"{_table(header, lines)}\n\n{_source(about, [result['provenance']], 'cold_start.json')}"
+
+
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.4f} ± {pstdev(values):.4f}" if len(values) > 1 else f"{mean(values):.4f}"
+
+
+def _seconds(values: Sequence[float]) -> str:
+    return f"{mean(values):.3g}"
+
+
+def _difference(comparison: Result | None) -> str:
+    if comparison is None:
+        return ""
+    low, high = comparison["ci_low"], comparison["ci_high"]
+    return f"{comparison['difference']:+.4f} [{low:+.4f}, {high:+.4f}], p {comparison['p_value']:.1g}"
+
+
+def _source(about: str, runs: Iterable[Result], file: str) -> str:
+    runs = list(runs)
+    commits = sorted({str(run["git"]["commit"])[:10] for run in runs})
+    machine, threads = runs[-1]["machine"], runs[-1]["threads"].get("OMP_NUM_THREADS", "all")
+    return (
+        f"<sub>{about}. {machine['cpu']}, {machine['cores']} cores, {threads} threads; torch "
+        f"{runs[-1]['versions']['torch']}, commit {', '.join(commits)}; `benchmarks/results/{file}`.</sub>"
+    )
+
+
+TABLES: dict[str, Callable[[], str | None]] = {
+    "leaderboard": lambda: board("leaderboard"),
+    "losses-ml-100k": lambda: board("losses-ml-100k"),
+    "losses-ml-1m": lambda: board("losses-ml-1m"),
+    "gowalla": lambda: board("gowalla"),
+    "yelp2018": lambda: board("yelp2018"),
+    "book-crossing": lambda: board("book-crossing"),
+    "ml-1m": lambda: board("ml-1m"),
+    "published": published,
+    "summary": summary,
+    "cold_start": cold_start,
+}
+
+
+if __name__ == "__main__":
+    main()
