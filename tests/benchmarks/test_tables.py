@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import tables
+
+PROVENANCE = {
+    "machine": {"cpu": "a processor", "cores": 2},
+    "threads": {},
+    "versions": {"torch": "2.0"},
+    "git": {"commit": "0123456789abcdef"},
+}
+
+
+def job(model: str, seed: int, value: float) -> dict[str, Any]:
+    metrics = {"ndcg@10": value, "recall@20": value / 2, "map@10": 0.25, "coverage@10": 0.5}
+    return {"model": model, "seed": seed, "error": None, "metrics": metrics, "fit_seconds": 2, "recommend_seconds": 1}
+
+
+@pytest.fixture()
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    comparison = {"difference": 0.1, "ci_low": 0.05, "ci_high": 0.15, "p_value": 0.001}
+    board = {
+        "title": "Some data",
+        "metric": "ndcg@10",
+        "config": {"seeds": [0, 1]},
+        "metrics": {"library": "rectools", "flags": {"ndcg@10": "NDCG(k=10)"}},
+        "rows": [{"model": "Ours"}, {"model": "EASE"}],
+        "jobs": [job("Ours", 0, 0.5), job("Ours", 1, 0.3), job("EASE", 0, 0.3), job("EASE", 1, 0.3)],
+        "comparisons": {"Ours": comparison},
+        "provenance": PROVENANCE,
+    }
+    (tmp_path / "leaderboard.json").write_text(json.dumps(board))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_board_by_hand(results: Path) -> None:
+    lines = (tables.board("leaderboard") or "").splitlines()
+    assert lines[2] == (
+        "| Ours | 0.4000 ± 0.1000 | 0.2000 ± 0.0500 | 0.2500 ± 0.0000 | 0.5000 ± 0.0000 | 2 | 1 | "
+        "+0.1000 [+0.0500, +0.1500], p 0.001 |"
+    )
+    assert lines[3].startswith("| EASE | 0.3000 ± 0.0000 |")
+    assert "NDCG(k=10); seeds 0, 1." in lines[-1]
+    assert "0123456789" in lines[-1]
+
+
+def test_page_is_filled_in_place(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "before\n<!-- table: leaderboard -->\nold\n<!-- end -->\nbetween\n"
+        "<!-- table: gowalla -->\nkept: no result\n<!-- end -->\nafter\n"
+    )
+    monkeypatch.setattr(tables, "PAGES", (page,))
+    tables.main()
+    once = page.read_text()
+    assert "old" not in once
+    assert "| Ours | 0.4000" in once
+    assert "kept: no result" in once
+    assert re.match(r"before\n<!-- table: leaderboard -->\n\|.*\n<!-- end -->\nafter\n\Z", once, re.DOTALL)
+    tables.main()
+    assert page.read_text() == once
+
+
+def test_every_marker_of_the_pages_is_known() -> None:
+    for page in tables.PAGES:
+        names = re.findall(r"<!-- table: (\S+) -->", page.read_text(encoding="utf-8"))
+        assert names
+        assert set(names) <= set(tables.TABLES)
