@@ -22,7 +22,7 @@ def job(model: str, seed: int, value: float) -> dict[str, Any]:
     return {"model": model, "seed": seed, "error": None, "metrics": metrics, "fit_seconds": 2, "recommend_seconds": 1}
 
 
-@pytest.fixture()
+@pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     comparison = {"difference": 0.1, "ci_low": 0.05, "ci_high": 0.15, "p_value": 0.001}
     board = {
