@@ -127,7 +127,7 @@ def measure(job: Job) -> dict[str, Any]:
     users = fold.test[Columns.User].unique()
     context = get_context(fold.test) if model.require_recommend_context else None
 
-    memory_before = _peak_memory_mb()
+    memory_before = peak_memory_mb()
     start = time.perf_counter()
     model.fit(fold.train)
     fitted = time.perf_counter()
@@ -140,7 +140,7 @@ def measure(job: Job) -> dict[str, Any]:
         context=context,
     )
     recommended = time.perf_counter()
-    memory_after = _peak_memory_mb()
+    memory_after = peak_memory_mb()
 
     evaluation = evaluate(reco, fold, job.ks, job.kept_per_user)
     return {
@@ -160,7 +160,8 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _peak_memory_mb() -> float | None:
+def peak_memory_mb() -> float | None:
+    """Return the largest resident memory of this process so far, in MB; None where the system doesn't tell."""
     if resource is None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

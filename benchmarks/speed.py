@@ -42,7 +42,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from benchmarks.baselines import rectools_dssm
 from benchmarks.files import write_atomically
 from benchmarks.jobs import preload
-from benchmarks.measure import _peak_memory_mb
+from benchmarks.measure import peak_memory_mb
 from benchmarks.provenance import REPOSITORY, provenance
 from rectools_neural import DSSMModel
 from rectools_neural.data.reader import DatasetReader
@@ -424,7 +424,7 @@ def _fit_dssm(bench: Bench, batch_size: int) -> Fit:
     dataset = bench.load_dataset()
     model = DSSMModel(**DSSM, batch_size=batch_size)
     seconds = _seconds(lambda: model.fit(dataset))
-    return Fit(seconds, float(model.history["seconds"].iloc[0]), _peak_memory_mb())
+    return Fit(seconds, float(model.history["seconds"].iloc[0]), peak_memory_mb())
 
 
 def _rectools_epoch(bench: Bench, n_users: int) -> float:
@@ -477,7 +477,7 @@ def _recommend(bench: Bench) -> tuple[float, float | None]:
     dataset, model = bench.load_dataset(), load_model(bench.model_file)
     users = dataset.user_id_map.external_ids
     seconds = _seconds(lambda: model.recommend(users, dataset, K, filter_viewed=True))
-    return seconds, _peak_memory_mb()
+    return seconds, peak_memory_mb()
 
 
 def _compare_rankers(bench: Bench) -> list[Measurement]:

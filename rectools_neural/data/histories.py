@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
+import torch
 from rectools import Columns
 from rectools.dataset import Dataset
 from scipy import sparse
@@ -49,17 +51,16 @@ class Histories:
         users = frame[Columns.User].to_numpy().astype(np.int64)
         items = item_index[frame[Columns.Item].to_numpy()]
         # Equal times fall back to the item, so that the order of the rows in the frame never matters.
-        order = np.lexsort((items, frame[Columns.Datetime].to_numpy()))
+        order = stable_order(items)
         order = order[items[order] >= 0]
+        order = order[stable_order(frame[Columns.Datetime].to_numpy()[order].view(np.int64))]
         return cls.from_pairs(users[order], items[order], dataset.user_id_map.size, n_items)
 
     @classmethod
     def from_pairs(cls, users: np.ndarray, items: np.ndarray, n_users: int, n_items: int) -> Histories:
         """Build from pairs in time order; of equal pairs the last one counts."""
-        key = users * n_items + items
-        _, last = np.unique(key[::-1], return_index=True)
-        keep = np.sort(len(key) - 1 - last)
-        keep = keep[np.argsort(users[keep], kind="stable")]
+        keep = np.flatnonzero(~pd.Series(users * n_items + items).duplicated(keep="last"))
+        keep = keep[stable_order(users[keep])]
         indptr = np.zeros(n_users + 1, np.int64)
         np.cumsum(np.bincount(users[keep], minlength=n_users), out=indptr[1:])
         return cls(indptr, items[keep], n_items)
@@ -98,3 +99,8 @@ class Histories:
         )
         matrix.sort_indices()
         return matrix
+
+
+def stable_order(values: np.ndarray) -> np.ndarray:
+    """Stable argsort of integers; a radix sort in torch, several times as fast as NumPy's."""
+    return torch.from_numpy(values).argsort(stable=True).numpy()

@@ -9,7 +9,8 @@ import torch
 
 from .histories import Histories
 
-_SLOTS_PER_KEY = 8
+_SLOTS_PER_KEY = 16
+_SHIFTS = (20, 35)  # two slots a key, from different bits of its hash
 _HASH_MULTIPLIER = -7046029254386353131  # 2**64 / golden ratio, as a signed number
 _MAX_ROUNDS = 20
 
@@ -33,7 +34,8 @@ class PositivePairs:
         n_slots = 1 << math.ceil(math.log2(max(len(self._keys), 1) * _SLOTS_PER_KEY))
         self._mask = n_slots - 1
         self._table = torch.zeros(n_slots, dtype=torch.bool)
-        self._table[self._slot(self._keys)] = True
+        for shift in _SHIFTS:
+            self._table[self._slot(self._keys, shift)] = True
 
     def __call__(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """
@@ -50,15 +52,18 @@ class PositivePairs:
             Bool, of the broadcast shape.
         """
         keys = users * self._n_items + items
-        found = self._table[self._slot(keys)]
-        maybe = found.nonzero(as_tuple=True)
-        candidates = keys[maybe]
-        position = torch.searchsorted(self._keys, candidates).clamp_(max=max(len(self._keys) - 1, 0))
-        found[maybe] = self._keys[position] == candidates
-        return found
+        left = keys.flatten()
+        place = torch.arange(len(left))
+        for shift in _SHIFTS:
+            maybe = self._table.index_select(0, self._slot(left, shift)).nonzero().squeeze(1)
+            left, place = left.index_select(0, maybe), place.index_select(0, maybe)
+        position = torch.searchsorted(self._keys, left).clamp_(max=max(len(self._keys) - 1, 0))
+        found = torch.zeros(keys.numel(), dtype=torch.bool)
+        found[place] = self._keys[position] == left
+        return found.view(keys.shape)
 
-    def _slot(self, keys: torch.Tensor) -> torch.Tensor:
-        return ((keys * _HASH_MULTIPLIER) >> 20) & self._mask
+    def _slot(self, keys: torch.Tensor, shift: int) -> torch.Tensor:
+        return (keys * _HASH_MULTIPLIER).bitwise_right_shift_(shift).bitwise_and_(self._mask)
 
 
 class NegativeSampler:
@@ -79,6 +84,7 @@ class NegativeSampler:
         self._histories = histories
         self._uniform = popularity_power == 0
         self._weights = torch.from_numpy(histories.popularity()).double().pow(popularity_power)
+        self._threshold, self._alias = _alias_table(self._weights.numpy())
         self._probability = self._weights / self._weights.sum()
         own = np.bincount(
             histories.rows(), weights=self._probability.numpy()[histories.items], minlength=len(histories)
@@ -152,4 +158,21 @@ class NegativeSampler:
     def _draw(self, n: int, generator: torch.Generator) -> torch.Tensor:
         if self._uniform:
             return torch.randint(0, self.n_items, (n,), generator=generator)
-        return torch.multinomial(self._weights, n, replacement=True, generator=generator)
+        items = torch.randint(0, self.n_items, (n,), generator=generator)
+        keep = torch.rand(n, generator=generator) < self._threshold.index_select(0, items)
+        return torch.where(keep, items, self._alias.index_select(0, items))
+
+
+def _alias_table(weights: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split each weight over slots of equal size, two items a slot, so that a draw takes two look-ups (Walker 1977)."""
+    threshold = weights * (len(weights) / weights.sum())
+    alias = np.arange(len(weights))
+    light, heavy = list(np.flatnonzero(threshold < 1)), list(np.flatnonzero(threshold >= 1))
+    while light and heavy:
+        small, large = light.pop(), heavy[-1]
+        alias[small] = large
+        threshold[large] -= 1 - threshold[small]
+        if threshold[large] < 1:
+            light.append(heavy.pop())
+    threshold[light + heavy] = 1  # what rounding leaves
+    return torch.from_numpy(threshold).float(), torch.from_numpy(alias)

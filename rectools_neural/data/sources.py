@@ -159,11 +159,15 @@ class UserBatches:
 
     def _choose(self, rows: torch.Tensor, n_users: int, n: int) -> torch.Tensor:
         """Mark `n` random entries of each user, or all where there are fewer; `rows` is sorted."""
-        shuffled = torch.rand(len(rows), generator=self.generator, dtype=torch.float64).add_(rows).argsort()
         lengths = torch.bincount(rows, minlength=n_users)
-        rank = torch.arange(len(rows)) - (lengths.cumsum(0) - lengths)[rows]
+        first = lengths.cumsum(0) - lengths
         chosen = torch.zeros(len(rows), dtype=torch.bool)
-        chosen[shuffled[rank < n]] = True
+        if n == 1:  # needs no shuffling
+            place = torch.rand(n_users, generator=self.generator, dtype=torch.float64).mul_(lengths).long()
+            chosen[(first + place)[lengths > 0]] = True
+            return chosen
+        shuffled = torch.rand(len(rows), generator=self.generator, dtype=torch.float64).add_(rows).argsort()
+        chosen[shuffled[torch.arange(len(rows)) - first[rows] < n]] = True
         return chosen
 
 

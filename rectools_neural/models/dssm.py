@@ -141,7 +141,9 @@ class TwoTowerModule(nn.Module):
         """Vectors of items, shape ``(n_items, dim)``, with the bias last."""
         vectors = self.item_features(items.features)
         if self.item_ids is not None and self.unknown_item is not None:
-            vectors = vectors + torch.where(items.is_unknown, self.unknown_item, _take(self.item_ids, items.rows))
+            vectors = vectors + torch.lerp(
+                _take(self.item_ids, items.rows), self.unknown_item, items.is_unknown.to(self.item_ids.dtype)
+            )
         vectors = self.item_tower(vectors)
         if self._similarity == "cosine":
             vectors = F.normalize(vectors, dim=1)
@@ -293,7 +295,7 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
         if loss.name == "softmax":
             return losses.softmax_loss(users @ items.T, batch.rows, batch.targets)
         assert batch.negatives is not None
-        positive = module.pair_scores(users[batch.rows], items[batch.targets])
+        positive = module.pair_scores(F.embedding(batch.rows, users), F.embedding(batch.targets, items))
         negative, rows = _negative_scores(module, users, items, batch, batch.negatives)
         if loss.name == "sampled_softmax":
             return losses.sampled_softmax_loss(positive, negative, rows, batch.negatives.log_inclusion)
@@ -325,7 +327,7 @@ def _negative_scores(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Score the negatives; also tell which row of the scores belongs to each pair."""
     if negatives.is_positive is not None:  # candidates shared by the users of the batch
-        scores = module.all_scores(users, items[negatives.items])
+        scores = module.all_scores(users, F.embedding(negatives.items, items))
         return scores.masked_fill(negatives.is_positive, -torch.inf), batch.rows
-    scores = module.pair_scores(users[batch.rows].unsqueeze(1), items[negatives.items])
+    scores = module.pair_scores(F.embedding(batch.rows, users).unsqueeze(1), F.embedding(negatives.items, items))
     return scores, torch.arange(len(scores), device=scores.device)

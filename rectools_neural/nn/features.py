@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..data.batches import FeatureBatch, FeatureSchema
+from .bags import sum_of_rows
 
 
 class FeatureEmbedding(nn.Module):
@@ -31,15 +31,11 @@ class FeatureEmbedding(nn.Module):
 
     def forward(self, features: FeatureBatch) -> torch.Tensor:
         """Embed entities, shape ``(n_entities, dim)``."""
-        total: torch.Tensor = features.numeric.new_zeros(len(features.numeric), self.dim)
+        parts = []
         if self.categories is not None:
-            total = total + F.embedding_bag(
-                features.categories,
-                self.categories,
-                features.offsets,
-                per_sample_weights=features.weights.to(self.categories.dtype),
-                mode="sum",
-            )
+            lengths = torch.diff(features.offsets, append=features.offsets.new_tensor([len(features.categories)]))
+            weights = features.weights.to(self.categories.dtype)
+            parts.append(sum_of_rows(self.categories, features.categories, lengths, weights))
         if self.numeric is not None:
-            total = total + self.numeric(features.numeric.to(self.numeric.weight.dtype))
-        return total
+            parts.append(self.numeric(features.numeric.to(self.numeric.weight.dtype)))
+        return sum(parts[1:], start=parts[0]) if parts else features.numeric.new_zeros(len(features.numeric), self.dim)

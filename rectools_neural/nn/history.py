@@ -8,6 +8,7 @@ from torch import nn
 
 from ..config import HistoryEncoderConfig
 from ..data.batches import HistoryBatch
+from .bags import sum_of_rows
 
 
 def make_history_encoder(config: HistoryEncoderConfig, dim: int) -> nn.Module:
@@ -51,7 +52,7 @@ class MeanHistory(nn.Module):
         torch.Tensor
             Shape ``(n_users, dim)``; zeros for an empty history.
         """
-        total = F.embedding_bag(history.items, embedding, history.offsets(), mode="sum")
+        total = sum_of_rows(embedding, history.items, history.lengths)
         return total / history.lengths.clamp(min=1).to(total.dtype).pow(self.power).unsqueeze(1)
 
 

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -233,11 +233,16 @@ class _Recorder(Callback):
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig, learning_rate: float) -> torch.optim.Optimizer:
     """Build the optimiser of a config over all weights of a module."""
-    parameters: Iterable[nn.Parameter] = [p for p in module.parameters() if p.requires_grad]
-    if config.name == "adamw":
-        return torch.optim.AdamW(parameters, learning_rate, weight_decay=config.l2)
-    classes = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}
-    return classes[config.name](parameters, lr=learning_rate, weight_decay=config.l2)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    classes = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+    }
+    # One pass over the weights instead of a dozen. Lightning doesn't clip for it in mixed precision.
+    fused = config.gradient_clipping is None and all(p.device.type == "cpu" for p in parameters)
+    return classes[config.name](parameters, lr=learning_rate, weight_decay=config.l2, fused=fused)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, total_steps: int) -> dict[str, Any] | None:

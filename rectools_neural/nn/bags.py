@@ -1,0 +1,38 @@
+"""Weighted sums of table rows with a gradient that is fast on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+class _SumOfRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, table: torch.Tensor, indices: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(indices, lengths, weights)
+        ctx.n_rows = len(table)
+        offsets = lengths.cumsum(0) - lengths
+        return F.embedding_bag(indices, table, offsets, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        # The gradient of a sum of rows is a sum of rows over the transposed indices: no scattered additions.
+        indices, lengths, weights = ctx.saved_tensors
+        order = indices.argsort(stable=True)
+        bags = torch.arange(len(lengths), device=indices.device).repeat_interleave(lengths).index_select(0, order)
+        counts = torch.bincount(indices, minlength=ctx.n_rows)
+        weights = None if weights is None else weights.index_select(0, order)
+        offsets = counts.cumsum(0) - counts
+        return F.embedding_bag(bags, gradient, offsets, mode="sum", per_sample_weights=weights), None, None, None
+
+
+def sum_of_rows(
+    table: torch.Tensor, indices: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sum `lengths[i]` consecutive rows ``table[indices]`` for each i, shape ``(len(lengths), dim)``."""
+    result: torch.Tensor = _SumOfRows.apply(table, indices, lengths, weights)
+    return result
