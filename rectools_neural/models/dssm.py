@@ -62,7 +62,7 @@ class DSSMModelConfig(NeuralModelConfig):
     use_item_ids: bool = True
     share_item_embedding: bool | None = None
     use_item_bias: bool = True
-    entity_dropout: Dropout = 0.05
+    entity_dropout: Dropout = 0.1
     learning_rate: PositiveFloat = 2e-3
 
     @model_validator(mode="after")
