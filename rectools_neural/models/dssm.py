@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +36,14 @@ from ..training.loop import Batches
 from .base import DataSchema, NeuralModelConfig
 from .two_sided import TwoSidedModel
 
+Value = TypeVar("Value")
+
 WHOLE_CATALOGUE = ("squared", "softmax")
 POSITIVE_SCORES = ("squared", "softmax", "bce")  # losses that need scores above and below zero
 _DENSE = 0.005  # share of the user-item pairs from which on the squared loss beats the softmax
 # Steps of the optimiser for the square root of the interactions: with fewer of them the model underfits, with more it
 # overfits or, on sparse data, takes longer than it is worth.
-_STEPS = {"squared": 1.4, "others": 0.85}
+_STEPS = {"squared": 1.4, "others": 1.0}
 
 
 class DSSMModelConfig(NeuralModelConfig):
@@ -57,12 +59,12 @@ class DSSMModelConfig(NeuralModelConfig):
     user_tower: Tower = Field(default_factory=TowerConfig)
     item_tower: Tower = Field(default_factory=TowerConfig)
     history_encoder: HistoryEncoder = Field(default_factory=HistoryEncoderConfig)
-    history_dropout: Dropout = 0.4
+    history_dropout: Dropout | None = None
     use_user_ids: bool = False
     use_item_ids: bool = True
     share_item_embedding: bool | None = None
     use_item_bias: bool = True
-    entity_dropout: Dropout = 0.1
+    entity_dropout: Dropout | None = None
     learning_rate: PositiveFloat = 2e-3
 
     @model_validator(mode="after")
@@ -194,15 +196,16 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
     similarity : {"dot", "cosine", "euclidean"}, optional
         How the vectors meet; by default cosine for the softmax losses and dot for the others.
     temperature : float, optional
-        What a cosine is divided by; by default 0.1 on sparse and 0.2 on dense data.
+        What a cosine is divided by; by default 0.2 on dense and 0.09 on sparse data.
     merge : {"similarity", "product"}
         Score by the similarity, or by a linear layer over the element-wise product.
     user_tower, item_tower : str or dict or TowerConfig
         "linear", "mlp" or "residual".
     history_encoder : str or dict or HistoryEncoderConfig
         "mean", "attention", "gru" or "transformer".
-    history_dropout : float
-        Share of each history that is hidden in training.
+    history_dropout : float, optional
+        Share of each history that is hidden in training; by default 0.4 on dense and 0.1 on sparse data, whose
+        histories are short.
     use_user_ids, use_item_ids : bool
         Whether a user or an item has an embedding of its own.
     share_item_embedding : bool, optional
@@ -210,8 +213,9 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
         which is better off with two.
     use_item_bias : bool
         Whether an item has a bias, its last coordinate in `get_vectors`; not with Euclidean similarity.
-    entity_dropout : float
-        Share of users and items that lose ids, history or features in training.
+    entity_dropout : float, optional
+        Share of users and items that lose ids, history or features in training; by default 0.1 on dense and 0.02 on
+        sparse data.
     **params
         Those of every neural model: ``epochs``, ``batch_size``, ``learning_rate``, ``optimizer``, ``validation``,
         ``seed``, ``device``, ``precision``, ``get_trainer_func``, ``get_trainer_func_kwargs``, ``verbose``; see
@@ -252,7 +256,9 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
             "loss": loss,
             "similarity": similarity,
             "share_item_embedding": _default(config.share_item_embedding, loss.name != "squared"),
-            "temperature": config.temperature or (0.2 if is_dense else 0.1),
+            "temperature": _default(config.temperature, 0.2 if is_dense else 0.09),
+            "history_dropout": _default(config.history_dropout, 0.4 if is_dense else 0.1),
+            "entity_dropout": _default(config.entity_dropout, 0.1 if is_dense else 0.02),
             "batch_size": batch_size,
             "epochs": epochs,
         }
@@ -268,11 +274,11 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
             users,
             items,
             config.batch_size,
-            config.history_dropout,
+            config.history_dropout or 0.0,
             generator,
             predict_visible=config.loss.name not in ("bpr", "bce", "triplet"),
             positives_per_user=config.positives_per_user,
-            entity_dropout=config.entity_dropout,
+            entity_dropout=config.entity_dropout or 0.0,
         )
         if config.loss.name in WHOLE_CATALOGUE:
             return batches
@@ -309,7 +315,7 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
         return losses.triplet_loss(positive, negative[rows], loss.margin, loss.mining)
 
 
-def _default(value: bool | None, default: bool) -> bool:
+def _default(value: Value | None, default: Value) -> Value:
     return default if value is None else value
 
 
@@ -318,7 +324,7 @@ def _negatives(config: DSSMModelConfig) -> NegativesConfig:
     if config.negatives is not None:
         return config.negatives
     if config.loss is not None and config.loss.name == "sampled_softmax":
-        return NegativesConfig(n=4096, shared=True)
+        return NegativesConfig(n=8192, shared=True)
     return NegativesConfig(n=4)
 
 
