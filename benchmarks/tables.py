@@ -24,7 +24,7 @@ PUBLISHED = {
     "P1": ("NDCG@10", "MAP@10", "Recall@10"),
     "P2": ("NDCG@10", "MAP@10", "HitRate@10"),
     "P3": ("NDCG@10", "Recall@10", "MRR@10"),
-    "P6": ("NDCG@20", "Recall@20"),
+    "P6": ("Recall@20", "NDCG@20"),
 }
 
 Result = dict[str, Any]
@@ -103,7 +103,7 @@ def summary() -> str | None:
             values.setdefault(row["model"], []).append(row["metrics"][metric])
         rows = [(v[metric], m) for source in config[protocol].published for m, v in source.rows.items() if metric in v]
         classics = [(mean(v), model) for model, v in values.items() if "DSSM" not in model]
-        best = [f"{value:.4f} {model}" for value, model in (max(rows), max(classics))]
+        best = [f"{max(group)[0]:.4f} {max(group)[1]}" if group else "" for group in (rows, classics)]
         lines.append([f"{protocol}: {result['title']}", metric, f"**{_spread(values['DSSMModel'])}**", *best])
     header = ["protocol", "metric", "DSSMModel", "best published", "best classic, same run"]
     return _table(header, lines) if lines else None
