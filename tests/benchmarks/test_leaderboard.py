@@ -611,4 +611,4 @@ def test_default_configuration_is_valid() -> None:
     assert required <= set(config.models)
     assert config.seeds == [0, 1, 2]
     assert (config.split.name, config.data.name, config.data.binary, config.k) == ("random", "ml-100k", True, [10, 20])
-    assert {name for name, spec in config.models.items() if not spec.baseline} == {"DSSMModel"}
+    assert {name for name, spec in config.models.items() if not spec.baseline} == {"DSSMModel", "DSSMModel, defaults"}
