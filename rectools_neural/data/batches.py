@@ -81,10 +81,13 @@ class HistoryBatch:
         Item rows of all users one after the other, oldest first, shape ``(n_entries,)``.
     lengths : torch.Tensor
         Entries of each user, shape ``(n_users,)``.
+    weights : torch.Tensor or None
+        Weight of each entry, shape ``(n_entries,)``; None where each counts 1.
     """
 
     items: torch.Tensor
     lengths: torch.Tensor
+    weights: torch.Tensor | None = None
 
     def rows(self) -> torch.Tensor:
         """User row of each entry, shape ``(n_entries,)``."""
@@ -98,7 +101,7 @@ class HistoryBatch:
     def keep(self, mask: torch.Tensor) -> HistoryBatch:
         """Keep the entries where `mask` is true."""
         kept = torch.zeros_like(self.lengths).index_add_(0, self.rows(), mask.to(self.lengths.dtype))
-        return HistoryBatch(self.items[mask], kept)
+        return HistoryBatch(self.items[mask], kept, None if self.weights is None else self.weights[mask])
 
     def padded(self, max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -123,7 +126,8 @@ class HistoryBatch:
 
     def to(self, device: torch.device) -> HistoryBatch:
         """Move to a device."""
-        return HistoryBatch(self.items.to(device), self.lengths.to(device))
+        weights = None if self.weights is None else self.weights.to(device)
+        return HistoryBatch(self.items.to(device), self.lengths.to(device), weights)
 
 
 @dataclass
@@ -219,6 +223,8 @@ class TrainingBatch:
         User (position in `users`) and item (position in `items`) of each pair to predict, shape ``(n_pairs,)``.
     negatives : NegativeBatch or None
         None for losses over the whole catalogue.
+    weights : torch.Tensor or None
+        Weight of each pair, shape ``(n_pairs,)``; None where each counts 1.
     """
 
     users: UserBatch
@@ -226,9 +232,11 @@ class TrainingBatch:
     rows: torch.Tensor
     targets: torch.Tensor
     negatives: NegativeBatch | None = None
+    weights: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> TrainingBatch:
         """Move to a device."""
         negatives = None if self.negatives is None else self.negatives.to(device)
+        weights = None if self.weights is None else self.weights.to(device)
         rows, targets = self.rows.to(device), self.targets.to(device)
-        return TrainingBatch(self.users.to(device), self.items.to(device), rows, targets, negatives)
+        return TrainingBatch(self.users.to(device), self.items.to(device), rows, targets, negatives, weights)

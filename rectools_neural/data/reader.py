@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from rectools import Columns
 from rectools.dataset import Dataset, IdMap, Interactions
+from rectools.dataset.features import Features
 from scipy import sparse
 
 from .batches import HistoryBatch, ItemBatch, UserBatch
@@ -44,8 +45,7 @@ class Users:
 
     def batch(self) -> UserBatch:
         """Tensors of all these users."""
-        history = HistoryBatch(torch.from_numpy(self.histories.items), torch.from_numpy(self.histories.lengths))
-        return UserBatch(torch.from_numpy(self.rows), history, self.features.batch())
+        return UserBatch(torch.from_numpy(self.rows), history_batch(self.histories), self.features.batch())
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class AlignedDataset(Dataset):  # type: ignore[misc]
     """A dataset whose items are those of the fitted model, in its order, followed by the dataset's other items."""
 
     items: Items = attr.ib(kw_only=True)
-    # For item-to-item: what to do with target items of which nothing is known ("raise", "warn" or "ignore").
-    on_cold_items: str | None = attr.ib(kw_only=True)
+    # Whether it is for recommendations to items: RecTools asks for those of cold users and of cold items alike.
+    is_for_items: bool = attr.ib(kw_only=True)
 
 
 @dataclass
@@ -99,6 +99,10 @@ class DatasetReader:
         Encoders of their features.
     item_features : EncodedFeatures
         Features of the items by row: a later dataset need not contain them again.
+    popularity : np.ndarray
+        Training interactions of each item by row, int64.
+    use_features, use_weights : bool
+        Whether features are read, and whether the weights of the interactions are.
     """
 
     user_ids: np.ndarray
@@ -106,9 +110,18 @@ class DatasetReader:
     user_encoder: FeatureEncoder
     item_encoder: FeatureEncoder
     item_features: EncodedFeatures
+    popularity: np.ndarray
+    use_features: bool = True
+    use_weights: bool = False
 
     @classmethod
-    def fit(cls, dataset: Dataset, earlier: DatasetReader | None = None) -> DatasetReader:
+    def fit(
+        cls,
+        dataset: Dataset,
+        earlier: DatasetReader | None = None,
+        use_features: bool = True,
+        use_weights: bool = False,
+    ) -> DatasetReader:
         """
         Learn ids and encoders, or extend earlier ones by the new users and items of a dataset.
 
@@ -122,15 +135,19 @@ class DatasetReader:
         user_ids = _sorted(dataset.user_id_map.convert_to_external(users))
         item_ids = _sorted(dataset.item_id_map.convert_to_external(items))
         if earlier is None:
-            user_encoder = FeatureEncoder.fit(dataset.user_features, "user", users)
-            item_encoder = FeatureEncoder.fit(dataset.item_features, "item", items)
-            reader = cls(user_ids, item_ids, user_encoder, item_encoder, item_encoder.missing(len(item_ids)))
+            user_encoder = FeatureEncoder.fit(dataset.user_features if use_features else None, "user", users)
+            item_encoder = FeatureEncoder.fit(dataset.item_features if use_features else None, "item", items)
+            features = item_encoder.missing(len(item_ids))
         else:
             user_ids = IdMap(earlier.user_ids).add_ids(user_ids).external_ids
             item_ids = IdMap(earlier.item_ids).add_ids(item_ids).external_ids
-            new_features = earlier.item_encoder.missing(len(item_ids) - len(earlier.item_ids))
+            user_encoder, item_encoder = earlier.user_encoder, earlier.item_encoder
+            new_features = item_encoder.missing(len(item_ids) - len(earlier.item_ids))
             features = earlier.item_features.append(new_features)
-            reader = cls(user_ids, item_ids, earlier.user_encoder, earlier.item_encoder, features)
+        counts = np.bincount(dataset.interactions.df[Columns.Item], minlength=dataset.item_id_map.size)
+        popularity = np.zeros(len(item_ids), np.int64)
+        popularity[match(dataset.item_id_map.external_ids[items], item_ids)] = counts[items]
+        reader = cls(user_ids, item_ids, user_encoder, item_encoder, features, popularity, use_features, use_weights)
         known = reader.items(dataset)
         reader.item_features = known.features.take(np.arange(len(item_ids)))
         return reader
@@ -138,7 +155,7 @@ class DatasetReader:
     def items(self, dataset: Dataset) -> Items:
         """Items of the fitted model by row, followed by the dataset's other items by internal id."""
         rows = match(dataset.item_id_map.external_ids, self.item_ids)
-        encoded = self.item_encoder.encode(dataset.item_features, dataset.item_id_map.size)
+        encoded = self.item_encoder.encode(self._seen(dataset.item_features), dataset.item_id_map.size)
         stored = self.item_features.append(encoded)
         # The dataset's own features of an item are newer than the stored ones.
         position = np.arange(len(self.item_ids))
@@ -152,9 +169,12 @@ class DatasetReader:
         item_rows = match(dataset.item_id_map.external_ids, self.item_ids)
         return Users(
             match(dataset.user_id_map.external_ids[ids], self.user_ids),
-            Histories.from_dataset(dataset, item_rows, len(self.item_ids)).take(ids),
-            self.user_encoder.encode(dataset.user_features, dataset.user_id_map.size).take(ids),
+            Histories.from_dataset(dataset, item_rows, len(self.item_ids), self.use_weights).take(ids),
+            self.user_encoder.encode(self._seen(dataset.user_features), dataset.user_id_map.size).take(ids),
         )
+
+    def _seen(self, features: Features | None) -> Features | None:
+        return features if self.use_features else None
 
     def unknown_user(self) -> Users:
         """One user of whom nothing is known."""
@@ -168,7 +188,7 @@ class DatasetReader:
         rows = match(dataset.user_id_map.external_ids[active], self.user_ids)
         return self.users(dataset, active[np.argsort(rows)])
 
-    def align(self, dataset: Dataset, on_cold_items: str | None = None) -> AlignedDataset:
+    def align(self, dataset: Dataset, is_for_items: bool = False) -> AlignedDataset:
         """Put the items of the fitted model first, in its order, and add those that the dataset lacks."""
         rows = match(dataset.item_id_map.external_ids, self.item_ids)
         others = np.flatnonzero(rows < 0)
@@ -183,8 +203,14 @@ class DatasetReader:
             Interactions(frame),
             dataset.user_features,
             items=self.items(dataset),
-            on_cold_items=on_cold_items,
+            is_for_items=is_for_items,
         )
+
+
+def history_batch(histories: Histories) -> HistoryBatch:
+    """Tensors of all these histories."""
+    weights = None if histories.weights is None else torch.from_numpy(histories.weights.astype(np.float32))
+    return HistoryBatch(torch.from_numpy(histories.items), torch.from_numpy(histories.lengths), weights)
 
 
 def match(ids: np.ndarray, known: np.ndarray) -> np.ndarray:

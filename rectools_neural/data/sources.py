@@ -10,7 +10,7 @@ import torch
 
 from .batches import FeatureBatch, HistoryBatch, ItemBatch, NegativeBatch, TrainingBatch, UserBatch
 from .features import EncodedFeatures
-from .reader import Items, Users
+from .reader import Items, Users, history_batch
 from .sampling import NegativeSampler
 
 
@@ -78,8 +78,7 @@ class UserBatches:
             yield self._batch(positions)
 
     def _batch(self, positions: np.ndarray) -> TrainingBatch:
-        whole = self.users.histories.take(positions)
-        history = HistoryBatch(torch.from_numpy(whole.items), torch.from_numpy(whole.lengths))
+        history = history_batch(self.users.histories.take(positions))
         hide = torch.rand(len(history.items), generator=self.generator) < self.hidden
         rows, targets = history.rows(), history.items
         predicted = torch.ones_like(hide)
@@ -95,9 +94,11 @@ class UserBatches:
             self._features(self._user_features, positions),
         )
         rows, targets = rows[predicted], targets[predicted]
+        weights = None if history.weights is None else history.weights[predicted]
         if self.sampler is None:
-            return TrainingBatch(users, self._items(None), rows, targets)
-        return self._with_negatives(users, positions, history, rows, targets, self.sampler)
+            return TrainingBatch(users, self._items(None), rows, targets, weights=weights)
+        batch = self._with_negatives(users, positions, history, rows, targets, self.sampler)
+        return replace(batch, weights=weights)
 
     def _with_negatives(
         self,

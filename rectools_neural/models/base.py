@@ -1,9 +1,7 @@
-"""What all models of the pack share: config, constructor, ids, state, training and validation."""
+"""What all neural models share: training, validation, state."""
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
@@ -16,19 +14,17 @@ from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.exceptions import NotFittedError
 from rectools.metrics import MAP, MRR, NDCG, HitRate, Recall
-from rectools.models.base import ModelBase, ModelConfig
-from rectools.utils.misc import get_class_or_function_full_path, import_object
+from rectools.utils.misc import get_class_or_function_full_path
 from scipy import sparse
 from torch import nn
 from typing_extensions import Self
 
 from ..config import Optimizer, OptimizerConfig, Validation, ValidationConfig
 from ..data.batches import FeatureSchema
-from ..data.reader import AlignedDataset, DatasetReader, Items, Users, match, seen_matrix
-from ..errors import did_you_mean
+from ..data.reader import DatasetReader, Items, Users, match
 from ..ranking import Ranking
-from ..registry import MODELS
 from ..training.loop import PRECISIONS, Batches, Outcome, Plan, Trainer, isolated_random_state, train
+from .pack import PackModel, PackModelConfig, check_not_empty, import_if_str
 
 METRICS = {
     "ndcg": lambda k: NDCG(k, divide_by_achievable=True),
@@ -39,86 +35,14 @@ METRICS = {
 }
 
 
-def _public_name(cls: type[ModelBase[Any]]) -> str:
-    """Name under which a class can be imported for good: a moved file must not break saved configs."""
-    name = cls.__name__
-    if MODELS.get(name) == cls.__module__:
-        return f"rectools_neural.{name}"
-    return str(get_class_or_function_full_path(cls))
-
-
-def _import_if_str(value: Any) -> Any:
-    try:
-        return import_object(value) if isinstance(value, str) else value
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"`{value}` can't be imported: {error}") from error
-
-
-PublicModelClass = Annotated[
-    type[ModelBase],
-    BeforeValidator(_import_if_str),
-    PlainSerializer(_public_name, return_type=str, when_used="json"),
-]
 TrainerFunction = Annotated[
     Callable[..., Any],
-    BeforeValidator(_import_if_str),
+    BeforeValidator(import_if_str),
     PlainSerializer(get_class_or_function_full_path, return_type=str, when_used="json"),
 ]
 
 
-class PackModelConfig(ModelConfig):
-    """Base of all configs of the pack: serialises the public name of the model class."""
-
-    cls: PublicModelClass | None = None
-
-
-Config = TypeVar("Config", bound=PackModelConfig)
 Result = TypeVar("Result")
-
-
-class PackModel(ModelBase[Config], Generic[Config]):
-    """
-    Base of all models of the pack: the constructor takes the fields of the config, by name.
-
-    Names, types, defaults and checks stand in the config class alone; here they become the constructor's signature
-    and the attributes of the model.
-    """
-
-    config_class: type[Config]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        fields = getattr(cls, "config_class", PackModelConfig).model_fields
-        parameters = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=f.get_default(call_default_factory=True))
-            for name, f in fields.items()
-            if name != "cls"
-        ]
-        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-
-    def __init__(self, **params: Any) -> None:
-        valid = [name for name in self.config_class.model_fields if name != "cls"]
-        for name in params:
-            if name not in valid:
-                raise TypeError(f"{type(self).__name__} has no parameter `{name}`{did_you_mean(name, valid)}")
-        config = self.config_class(**params)
-        super().__init__(verbose=config.verbose)
-        for name in valid:
-            setattr(self, name, getattr(config, name))
-
-    def _get_config(self) -> Config:
-        fields = {name: getattr(self, name) for name in self.config_class.model_fields if name != "cls"}
-        return self.config_class(cls=type(self), **fields)
-
-    @classmethod
-    def _from_config(cls, config: Config) -> Self:
-        return cls(**{name: getattr(config, name) for name in type(config).model_fields if name != "cls"})
-
-    def __repr__(self) -> str:
-        config = self._get_config()
-        values = config.model_dump(mode="json", exclude={"cls"})
-        shown = {name: values[name] for name in config.model_dump(exclude={"cls"}, exclude_defaults=True)}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 class NeuralModelConfig(PackModelConfig):
@@ -215,16 +139,12 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
     what the options left open become on given data (`_adapt`). Ids, features, training, validation and state are
     handled here.
 
-    Internal ids of a dataset shift when rows are added or reordered. A fitted model therefore keeps the external ids
-    of its users and items and reads any later dataset through them.
-
     Attributes
     ----------
     history : pd.DataFrame
         Loss, learning rate, seconds and, with validation, the metric of each epoch of the last fit.
     """
 
-    recommends_for_warm: ClassVar[bool] = True
     recommends_for_cold: ClassVar[bool] = True
 
     _fitted: FittedState[NeuralConfig]
@@ -238,6 +158,9 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
 
     def _build_module(self, config: NeuralConfig, schema: DataSchema) -> nn.Module:
         raise NotImplementedError
+
+    def _read_training_data(self, module: Any, users: Users) -> None:
+        """Give the module what it must know of the training data besides the schema; nothing by default."""
 
     def _make_batches(self, config: NeuralConfig, users: Users, items: Items, generator: torch.Generator) -> Batches:
         raise NotImplementedError
@@ -353,7 +276,9 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         epochs: int | None,
         stop_after: int | None = None,
     ) -> tuple[FittedState[NeuralConfig], Outcome]:
-        reader = DatasetReader.fit(dataset, earlier.reader if earlier else None)
+        reader = DatasetReader.fit(
+            dataset, earlier.reader if earlier else None, self.uses_features, getattr(config, "use_weights", False)
+        )
         users = reader.training_users(dataset)
         items = Items(np.arange(len(reader.item_ids)), reader.item_features)
         schema = DataSchema(
@@ -370,6 +295,7 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
             module = self._build_module(config, schema)
             if earlier is not None:
                 _load_grown(module, earlier.module.state_dict())
+            self._read_training_data(module, users)
             if validation is not None and held_out is not None:
                 plan.metric = f"{validation.metric}@{validation.k}"
                 plan.every, plan.patience = validation.every, validation.patience
@@ -442,72 +368,11 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
 
     # ------------------------------------------------------------------ recommend
 
-    def _custom_transform_dataset_u2i(
-        self, dataset: Dataset, users: Any, on_unsupported_targets: str, context: Any = None
-    ) -> AlignedDataset:
-        return self._fitted.reader.align(dataset)
+    def _rank_users(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+        return self._on_device(lambda module: self._rank_for_users(module, users, items, k, seen))
 
-    def _custom_transform_dataset_i2i(
-        self, dataset: Dataset, target_items: Any, on_unsupported_targets: str
-    ) -> AlignedDataset:
-        return self._fitted.reader.align(dataset, on_unsupported_targets)
-
-    def _recommend_u2i(
-        self,
-        user_ids: np.ndarray,
-        dataset: AlignedDataset,
-        k: int,
-        filter_viewed: bool,
-        sorted_item_ids_to_recommend: np.ndarray | None,
-    ) -> Ranking:
-        candidates = self._candidates(sorted_item_ids_to_recommend)
-        seen = seen_matrix(dataset, user_ids, candidates) if filter_viewed else None
-        users, items = self._fitted.reader.users(dataset, user_ids), dataset.items.take(candidates)
-        ranking = self._on_device(lambda m: self._rank_for_users(m, users, items, k, seen))
-        return user_ids[ranking[0]], candidates[ranking[1]], ranking[2]
-
-    def _recommend_u2i_warm(
-        self, user_ids: np.ndarray, dataset: AlignedDataset, k: int, sorted_item_ids_to_recommend: np.ndarray | None
-    ) -> Ranking:
-        return self._recommend_u2i(user_ids, dataset, k, False, sorted_item_ids_to_recommend)
-
-    def _recommend_cold(
-        self, target_ids: np.ndarray, dataset: AlignedDataset, k: int, sorted_item_ids_to_recommend: np.ndarray | None
-    ) -> Ranking:
-        if dataset.on_cold_items is not None:
-            return self._refuse_cold_items(target_ids, dataset.on_cold_items)
-        # Nothing is known of a cold user: one ranking serves all of them.
-        candidates = self._candidates(sorted_item_ids_to_recommend)
-        nobody, items = self._fitted.reader.unknown_user(), dataset.items.take(candidates)
-        _, ranked, scores = self._on_device(lambda m: self._rank_for_users(m, nobody, items, k, None))
-        n = len(target_ids)
-        return np.repeat(target_ids, len(ranked)), np.tile(candidates[ranked], n), np.tile(scores, n)
-
-    @staticmethod
-    def _refuse_cold_items(target_ids: np.ndarray, on_cold_items: str) -> Ranking:
-        explanation = (
-            f"Items {list(target_ids[:5])} are cold: they are not in the dataset, and nothing is known of them. Add "
-            "their features to the dataset, or leave them out of `target_items`"
-        )
-        if on_cold_items == "raise":
-            raise ValueError(explanation)
-        if on_cold_items == "warn":
-            warnings.warn(explanation, stacklevel=4)
-        return target_ids[:0], np.empty(0, np.int64), np.empty(0, np.float32)
-
-    def _recommend_i2i(
-        self, target_ids: np.ndarray, dataset: AlignedDataset, k: int, sorted_item_ids_to_recommend: np.ndarray | None
-    ) -> Ranking:
-        candidates = self._candidates(sorted_item_ids_to_recommend)
-        targets, items = dataset.items.take(target_ids), dataset.items.take(candidates)
-        ranking = self._on_device(lambda m: self._rank_for_items(m, targets, items, k))
-        return target_ids[ranking[0]], candidates[ranking[1]], ranking[2]
-
-    _recommend_i2i_warm = _recommend_i2i
-
-    def _candidates(self, whitelist: np.ndarray | None) -> np.ndarray:
-        """Items to rank: the whitelist, or those that the model was fitted on, which the aligned dataset puts first."""
-        return np.arange(len(self._fitted.reader.item_ids)) if whitelist is None else whitelist
+    def _rank_items(self, targets: Items, items: Items, k: int) -> Ranking:
+        return self._on_device(lambda module: self._rank_for_items(module, targets, items, k))
 
     def _on_device(self, infer: Callable[[Any], Result]) -> Result:
         """Run an inference on the module where it is fastest; the fitted module itself stays on the CPU."""
@@ -587,14 +452,6 @@ def hold_out(dataset: Dataset, validation: ValidationConfig, seed: int) -> tuple
         )
     part = dataset.filter_interactions(np.flatnonzero(~held))
     return part, dataset.get_raw_interactions().iloc[np.flatnonzero(held)]
-
-
-def check_not_empty(dataset: Dataset, name: str) -> None:
-    """Raise where an argument is no dataset or has no interactions."""
-    if not isinstance(dataset, Dataset):
-        raise TypeError(f"`{name}` must be a rectools.dataset.Dataset, got {type(dataset).__name__}")
-    if dataset.interactions.df.empty:
-        raise ValueError(f"`{name}` has no interactions: there is nothing to learn from")
 
 
 def _load_grown(module: nn.Module, earlier: dict[str, torch.Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -236,6 +236,8 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
     """
 
     config_class = DSSMModelConfig
+    recommends_for_warm: ClassVar[bool] = True
+    uses_features: ClassVar[bool] = True
 
     def _adapt(self, config: DSSMModelConfig, schema: DataSchema) -> DSSMModelConfig:
         if not config.use_item_ids and schema.item_features.is_empty:

@@ -14,10 +14,10 @@ from rectools.dataset import Dataset
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from ..data.reader import AlignedDataset, DatasetReader, match, seen_matrix
+from ..data.reader import DatasetReader, Items, Users
 from ..errors import did_you_mean
 from ..ranking import MAX_SCORES, Ranking, rank
-from .base import PackModel, PackModelConfig, check_not_empty
+from .pack import PackModel, PackModelConfig, check_not_empty
 
 SIMILARITIES = ["cosine", "tfidf", "bm25"]
 
@@ -163,11 +163,8 @@ class UserKNNModel(PackModel[UserKNNModelConfig]):
 
     def _fit(self, dataset: Dataset) -> None:  # type: ignore[override]
         check_not_empty(dataset, "dataset")
-        _check_weights(dataset)
-        dataset = _without_features(dataset)
-        reader = DatasetReader.fit(dataset)
-        aligned = reader.align(dataset)
-        interactions = _histories(aligned, aligned.user_id_map.convert_to_internal(reader.user_ids), reader)
+        reader = DatasetReader.fit(dataset, use_features=False, use_weights=True)
+        interactions = reader.training_users(dataset).histories.to_csr()
         if not interactions.nnz:
             raise ValueError(
                 f"Column `{Columns.Weight}` of the interactions is 0 everywhere: there is nothing to learn"
@@ -193,12 +190,6 @@ class UserKNNModel(PackModel[UserKNNModelConfig]):
         vectors.eliminate_zeros()
         return (vectors if self.similarity == "bm25" else normalize(vectors)).tocsr()
 
-    def _custom_transform_dataset_u2i(
-        self, dataset: Dataset, users: Any, on_unsupported_targets: str, context: Any = None
-    ) -> AlignedDataset:
-        _check_weights(dataset)
-        return self._fitted.reader.align(_without_features(dataset))
-
     def _custom_transform_dataset_i2i(
         self, dataset: Dataset, target_items: Any, on_unsupported_targets: str
     ) -> Dataset:
@@ -207,30 +198,17 @@ class UserKNNModel(PackModel[UserKNNModelConfig]):
             "rectools.models.ImplicitItemKNNWrapperModel"
         )
 
-    def _recommend_u2i(
-        self,
-        user_ids: np.ndarray,
-        dataset: AlignedDataset,
-        k: int,
-        filter_viewed: bool,
-        sorted_item_ids_to_recommend: np.ndarray | None,
-    ) -> Ranking:
+    def _rank_users(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
         fitted = self._fitted
-        # Items beyond the fitted ones, which the aligned dataset puts first, are those that no neighbour has.
-        known = np.arange(len(fitted.reader.item_ids))
-        whitelist = sorted_item_ids_to_recommend
-        candidates = known if whitelist is None else np.intersect1d(whitelist, known)
-        seen = seen_matrix(dataset, user_ids, candidates) if filter_viewed else None
-        vectors = self._vectors(_histories(dataset, user_ids, fitted.reader), fitted.idf, fitted.mean_length)
-        own_rows = match(dataset.user_id_map.external_ids[user_ids], fitted.reader.user_ids)
+        vectors = self._vectors(users.histories.to_csr(), fitted.idf, fitted.mean_length)
         n_neighbors = min(self.n_neighbors, len(fitted.reader.user_ids))
         search = NeighbourSearch(fitted, n_neighbors)
-        interactions = fitted.interactions[:, candidates]
+        interactions = fitted.interactions[:, items.rows]
 
-        with tqdm(total=len(user_ids), disable=self.verbose == 0) as progress:
+        with tqdm(total=len(users), disable=self.verbose == 0) as progress:
 
             def score(rows: slice) -> torch.Tensor:
-                neighbours = search(vectors[rows], own_rows[rows]).astype(np.float32)
+                neighbours = search(vectors[rows], users.rows[rows]).astype(np.float32)
                 if self.normalise:
                     neighbours = _divide_by_row_sums(neighbours)
                 scores = torch.from_numpy((neighbours @ interactions).toarray())
@@ -238,21 +216,8 @@ class UserKNNModel(PackModel[UserKNNModelConfig]):
                 return scores.masked_fill_(scores == 0, -torch.inf)
 
             # The neighbours of a chunk are held as well: where candidates are few, they are what bounds it.
-            chunk = MAX_SCORES // max(len(candidates), n_neighbors)
-            ranking = rank(score, len(user_ids), len(candidates), k, seen, max_scores=chunk * len(candidates))
-        return user_ids[ranking[0]], candidates[ranking[1]], ranking[2]
-
-
-def _without_features(dataset: Dataset) -> Dataset:
-    return Dataset(dataset.user_id_map, dataset.item_id_map, dataset.interactions)
-
-
-def _histories(dataset: AlignedDataset, user_ids: np.ndarray, reader: DatasetReader) -> sparse.csr_matrix:
-    """Interactions of users (internal ids) with the fitted items, zero weights left out, float64."""
-    matrix = dataset.get_user_item_matrix(include_warm_users=True, include_warm_items=True, dtype=np.float64)
-    matrix = matrix[user_ids][:, : len(reader.item_ids)]
-    matrix.eliminate_zeros()
-    return matrix
+            chunk = MAX_SCORES // max(len(items), n_neighbors)
+            return rank(score, len(users), len(items), k, seen, max_scores=chunk * len(items))
 
 
 def _divide_by_row_sums(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -260,16 +225,3 @@ def _divide_by_row_sums(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(
         (matrix.data / np.repeat(sums, np.diff(matrix.indptr)), matrix.indices, matrix.indptr), matrix.shape
     )
-
-
-def _check_weights(dataset: Dataset) -> None:
-    frame = dataset.interactions.df
-    wrong = np.flatnonzero(~(np.isfinite(frame[Columns.Weight]) & (frame[Columns.Weight] >= 0)))
-    if len(wrong):
-        user, item, weight = frame.iloc[wrong[0]][[Columns.User, Columns.Item, Columns.Weight]]
-        user, item = dataset.user_id_map.external_ids[int(user)], dataset.item_id_map.external_ids[int(item)]
-        raise ValueError(
-            f"Column `{Columns.Weight}` of the interactions has {len(wrong)} values that are negative or not finite, "
-            f"the first of them {weight} of user {user} and item {item}: similarities need weights of 0 or more. Drop "
-            "these rows, or give them other weights"
-        )

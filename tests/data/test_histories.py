@@ -84,6 +84,29 @@ class TestFromDataset:
         assert actual.to_dict() == expected.to_dict()
 
 
+class TestWeights:
+    def weighted(self, *weights: float) -> Dataset:
+        frame = dataset_of([("u", "a", 3), ("v", "a", 1), ("u", "b", 2), ("u", "a", 1)]).get_raw_interactions()
+        return Dataset.construct(frame.assign(**{Columns.Weight: weights}))
+
+    def test_sums_those_of_repeated_interactions_and_drops_zeros(self) -> None:
+        dataset = self.weighted(2.0, 0.0, 5.0, 0.5)
+        histories = Histories.from_dataset(dataset, np.array([0, 1]), 2, use_weights=True)
+        assert lists(histories) == [[1, 0], []]
+        assert histories.weights is not None
+        assert histories.weights.tolist() == [5.0, 2.5]
+        assert histories.to_csr().toarray().tolist() == [[2.5, 5.0], [0, 0]]
+        again = histories.take(np.array([1, 0, 0])).weights
+        assert again is not None
+        assert again.tolist() == [5.0, 2.5] * 2
+        assert Histories.from_dataset(dataset, np.array([0, 1]), 2).weights is None
+
+    @pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf])
+    def test_refuses_what_makes_no_sense(self, wrong: float) -> None:
+        with pytest.raises(ValueError, match=f"`weight` .* 1 values .* {wrong} of user u and item b"):
+            Histories.from_dataset(self.weighted(1.0, 1.0, wrong, 1.0), np.array([0, 1]), 2, use_weights=True)
+
+
 class TestFromPairs:
     def test_last_of_equal_pairs_counts(self) -> None:
         users, items = np.array([1, 1, 0, 1, 1]), np.array([2, 0, 2, 2, 1])

@@ -187,7 +187,7 @@ class TestAlign:
         aligned = reader.align(later)
         assert aligned.item_id_map.external_ids.tolist() == ["a", "b", "c", "z", "q"]
         assert aligned.user_id_map.external_ids.tolist() == later.user_id_map.external_ids.tolist()
-        assert aligned.on_cold_items is None
+        assert not aligned.is_for_items
         assert aligned.items.rows.tolist() == [0, 1, 2, -1, -1]
         assert prices_of(aligned.items.features.numeric) == [3, 5, 2, 9, 13]
         pd.testing.assert_frame_equal(aligned.get_raw_interactions(), later.get_raw_interactions())
@@ -197,6 +197,30 @@ class TestAlign:
         before = later.interactions.df.copy()
         reader.align(later)
         pd.testing.assert_frame_equal(later.interactions.df, before)
+
+
+class TestOptions:
+    def test_popularity_counts_the_interactions_of_each_item(self, reader: DatasetReader, train: Dataset) -> None:
+        counts = train.get_raw_interactions()[Columns.Item].value_counts()
+        assert reader.popularity.tolist() == [counts[item] for item in reader.item_ids]
+
+    def test_features_are_left_out(self, train: Dataset) -> None:
+        reader = DatasetReader.fit(train, use_features=False)
+        assert train.item_features is not None
+        assert reader.item_encoder.schema.is_empty
+        assert reader.items(train).features.numeric.shape == (train.item_id_map.size, 0)
+        # Nor need a later dataset have the same ones.
+        assert len(reader.users(dataset_of(TRAIN), np.array([0]))) == 1
+
+    @pytest.mark.parametrize("use_weights", [False, True])
+    def test_weights(self, use_weights: bool) -> None:
+        frame = pd.DataFrame({"user_id": ["u", "u", "u"], "item_id": ["b", "a", "c"], "weight": [2.0, 3.0, 4.0]})
+        dataset = Dataset.construct(frame.assign(datetime=pd.to_datetime(["2024-01-02", "2024-01-01", "2024-01-03"])))
+        reader = DatasetReader.fit(dataset, use_weights=use_weights)
+        batch = reader.users(dataset, np.array([0])).batch()
+        assert batch.history.items.tolist() == [0, 1, 2]
+        weights = batch.history.weights
+        assert (None if weights is None else weights.tolist()) == ([3.0, 2.0, 4.0] if use_weights else None)
 
 
 class TestMatch:

@@ -26,7 +26,8 @@ from rectools.models import model_from_config
 
 from rectools_neural import DSSMModel
 from rectools_neural.config import TripletLoss, ValidationConfig
-from rectools_neural.models.base import PackModel, PackModelConfig, hold_out
+from rectools_neural.models.base import hold_out
+from rectools_neural.models.pack import PackModel, PackModelConfig
 
 # Constant, so that epochs can be counted by their effect.
 CONSTANT = {"name": "adam", "schedule": "none"}

@@ -1,0 +1,229 @@
+"""What all models of the pack share: config, constructor, ids and recommending. No training."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, PlainSerializer
+from rectools.dataset import Dataset
+from rectools.models.base import ModelBase, ModelConfig
+from rectools.utils.misc import get_class_or_function_full_path, import_object
+from scipy import sparse
+from typing_extensions import Self
+
+from ..data.reader import AlignedDataset, DatasetReader, Items, Users, match, seen_matrix
+from ..errors import did_you_mean
+from ..ranking import Ranking, rank
+from ..registry import MODELS
+
+
+def _public_name(cls: type[ModelBase[Any]]) -> str:
+    """Name under which a class can be imported for good: a moved file must not break saved configs."""
+    name = cls.__name__
+    if MODELS.get(name) == cls.__module__:
+        return f"rectools_neural.{name}"
+    return str(get_class_or_function_full_path(cls))
+
+
+def import_if_str(value: Any) -> Any:
+    """Import a dotted path, and let anything else through."""
+    try:
+        return import_object(value) if isinstance(value, str) else value
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"`{value}` can't be imported: {error}") from error
+
+
+PublicModelClass = Annotated[
+    type[ModelBase],
+    BeforeValidator(import_if_str),
+    PlainSerializer(_public_name, return_type=str, when_used="json"),
+]
+
+
+class PackModelConfig(ModelConfig):
+    """Base of all configs of the pack: serialises the public name of the model class."""
+
+    cls: PublicModelClass | None = None
+
+
+Config = TypeVar("Config", bound=PackModelConfig)
+
+
+class Fitted(Protocol):
+    """What every model keeps of its fit."""
+
+    @property
+    def reader(self) -> DatasetReader:
+        """How to read a dataset."""
+
+
+class PackModel(ModelBase[Config], Generic[Config]):
+    """
+    Base of all models of the pack: the constructor takes the fields of the config, by name.
+
+    Names, types, defaults and checks stand in the config class alone; here they become the constructor's signature
+    and the attributes of the model.
+
+    Internal ids of a dataset shift when rows are added or reordered. A fitted model therefore keeps the external ids
+    of its users and items and reads any later dataset through them. A model says how to rank items for users and for
+    items (`_rank_users`, `_rank_items`).
+    """
+
+    config_class: type[Config]
+    #: Whether the model goes by features. One that doesn't ranks no item that it was not fitted on, and, if it
+    #: recommends for cold users, gives what is popular to users without a history.
+    uses_features: ClassVar[bool] = False
+
+    _fitted: Fitted
+
+    def _rank_users(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+        raise NotImplementedError
+
+    def _rank_items(self, targets: Items, items: Items, k: int) -> Ranking:
+        raise NotImplementedError
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        fields = getattr(cls, "config_class", PackModelConfig).model_fields
+        parameters = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=f.get_default(call_default_factory=True))
+            for name, f in fields.items()
+            if name != "cls"
+        ]
+        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
+    def __init__(self, **params: Any) -> None:
+        valid = [name for name in self.config_class.model_fields if name != "cls"]
+        for name in params:
+            if name not in valid:
+                raise TypeError(f"{type(self).__name__} has no parameter `{name}`{did_you_mean(name, valid)}")
+        config = self.config_class(**params)
+        super().__init__(verbose=config.verbose)
+        for name in valid:
+            setattr(self, name, getattr(config, name))
+
+    def _get_config(self) -> Config:
+        fields = {name: getattr(self, name) for name in self.config_class.model_fields if name != "cls"}
+        return self.config_class(cls=type(self), **fields)
+
+    @classmethod
+    def _from_config(cls, config: Config) -> Self:
+        return cls(**{name: getattr(config, name) for name in type(config).model_fields if name != "cls"})
+
+    def __repr__(self) -> str:
+        config = self._get_config()
+        values = config.model_dump(mode="json", exclude={"cls"})
+        shown = {name: values[name] for name in config.model_dump(exclude={"cls"}, exclude_defaults=True)}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    # ------------------------------------------------------------------ recommend
+
+    def _custom_transform_dataset_u2i(
+        self, dataset: Dataset, users: Any, on_unsupported_targets: str, context: Any = None
+    ) -> AlignedDataset:
+        return self._fitted.reader.align(dataset)
+
+    def _custom_transform_dataset_i2i(
+        self, dataset: Dataset, target_items: Any, on_unsupported_targets: str
+    ) -> AlignedDataset:
+        known = dataset.item_id_map.external_ids if self.uses_features else self._fitted.reader.item_ids
+        self._refuse_unknown_items(np.asarray(target_items), known, on_unsupported_targets)
+        return self._fitted.reader.align(dataset, is_for_items=True)
+
+    def _recommend_u2i(
+        self,
+        user_ids: np.ndarray,
+        dataset: AlignedDataset,
+        k: int,
+        filter_viewed: bool,
+        sorted_item_ids_to_recommend: np.ndarray | None,
+    ) -> Ranking:
+        candidates = self._candidates(sorted_item_ids_to_recommend)
+        seen = seen_matrix(dataset, user_ids, candidates) if filter_viewed else None
+        users, items = self._fitted.reader.users(dataset, user_ids), dataset.items.take(candidates)
+        ranking = self._rank_all(users, items, k, seen)
+        return user_ids[ranking[0]], candidates[ranking[1]], ranking[2]
+
+    def _recommend_u2i_warm(
+        self, user_ids: np.ndarray, dataset: AlignedDataset, k: int, sorted_item_ids_to_recommend: np.ndarray | None
+    ) -> Ranking:
+        return self._recommend_u2i(user_ids, dataset, k, False, sorted_item_ids_to_recommend)
+
+    def _recommend_cold(
+        self, target_ids: np.ndarray, dataset: AlignedDataset, k: int, sorted_item_ids_to_recommend: np.ndarray | None
+    ) -> Ranking:
+        if dataset.is_for_items:  # refused already
+            return target_ids[:0], np.empty(0, np.int64), np.empty(0, np.float32)
+        # Nothing is known of a cold user: one ranking serves all of them.
+        candidates = self._candidates(sorted_item_ids_to_recommend)
+        nobody, items = self._fitted.reader.unknown_user(), dataset.items.take(candidates)
+        _, ranked, scores = self._rank_all(nobody, items, k, None)
+        n = len(target_ids)
+        return np.repeat(target_ids, len(ranked)), np.tile(candidates[ranked], n), np.tile(scores, n)
+
+    def _rank_all(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+        """Rank for users of all kinds: those of whom the model knows nothing get what is popular."""
+        known = users.histories.lengths > 0
+        if known.all() or self.uses_features or not self.recommends_for_cold:
+            return self._rank_users(users, items, k, seen)
+        popularity = torch.from_numpy(self._fitted.reader.popularity[items.rows].astype(np.float32))
+
+        def popular(rows: slice) -> torch.Tensor:
+            return popularity.repeat(rows.stop - rows.start, 1)
+
+        parts = []
+        for positions, is_known in ((np.flatnonzero(known), True), (np.flatnonzero(~known), False)):
+            of_part = None if seen is None else seen[positions]
+            if is_known:
+                ranking = self._rank_users(users.take(positions), items, k, of_part)
+            else:
+                ranking = rank(popular, len(positions), len(items), k, of_part)
+            parts.append((positions[ranking[0]], *ranking[1:]))
+        subjects, ranked, scores = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        order = np.argsort(subjects, kind="stable")
+        return subjects[order], ranked[order], scores[order]
+
+    def _recommend_i2i(
+        self, target_ids: np.ndarray, dataset: AlignedDataset, k: int, sorted_item_ids_to_recommend: np.ndarray | None
+    ) -> Ranking:
+        candidates = self._candidates(sorted_item_ids_to_recommend)
+        target_ids = self._candidates(target_ids)  # unknown ones have been refused
+        targets, items = dataset.items.take(target_ids), dataset.items.take(candidates)
+        ranking = self._rank_items(targets, items, k)
+        return target_ids[ranking[0]], candidates[ranking[1]], ranking[2]
+
+    _recommend_i2i_warm = _recommend_i2i
+
+    def _refuse_unknown_items(self, targets: np.ndarray, known: np.ndarray, on_unsupported_targets: str) -> None:
+        unknown = targets[match(targets, known) < 0]
+        if not len(unknown) or on_unsupported_targets == "ignore":
+            return
+        explanation = (
+            f"Items {list(unknown[:5])} are cold: they are not in the dataset, and nothing is known of them. Add their "
+            "features to the dataset, or leave them out of `target_items`"
+            if self.uses_features
+            else f"{type(self).__name__} was not fitted on the items {list(unknown[:5])} and knows items by their "
+            "interactions alone: fit it on data that have them, or leave them out of `target_items`"
+        )
+        if on_unsupported_targets == "raise":
+            raise ValueError(explanation)
+        warnings.warn(explanation, stacklevel=4)
+
+    def _candidates(self, whitelist: np.ndarray | None) -> np.ndarray:
+        """Items to rank: the whitelist, or those that the model was fitted on, which the aligned dataset puts first."""
+        n_fitted = len(self._fitted.reader.item_ids)
+        if whitelist is None:
+            return np.arange(n_fitted)
+        return whitelist if self.uses_features else whitelist[whitelist < n_fitted]
+
+
+def check_not_empty(dataset: Dataset, name: str) -> None:
+    """Raise where an argument is no dataset or has no interactions."""
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"`{name}` must be a rectools.dataset.Dataset, got {type(dataset).__name__}")
+    if dataset.interactions.df.empty:
+        raise ValueError(f"`{name}` has no interactions: there is nothing to learn from")
