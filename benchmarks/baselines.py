@@ -5,7 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 from pytorch_lightning import Trainer
-from rectools.models import DSSMModel
+from rectools.dataset import Dataset
+from rectools.models import DSSMModel, ImplicitALSWrapperModel
+
+
+class PlainALSModel(ImplicitALSWrapperModel):
+    """RecTools' iALS without features: it makes them dense, which takes hours where they have many values."""
+
+    def _fit(self, dataset: Dataset) -> None:
+        super()._fit(_without_features(dataset))
+
+    def _custom_transform_dataset_u2i(
+        self, dataset: Dataset, users: Any, on_unsupported_targets: Any, context: Any = None
+    ) -> Dataset:
+        return _without_features(dataset)
+
+    def _custom_transform_dataset_i2i(
+        self, dataset: Dataset, target_items: Any, on_unsupported_targets: Any
+    ) -> Dataset:
+        return _without_features(dataset)
+
+
+def _without_features(dataset: Dataset) -> Dataset:
+    return Dataset(dataset.user_id_map, dataset.item_id_map, dataset.interactions)
 
 
 def rectools_dssm(**params: Any) -> DSSMModel:
