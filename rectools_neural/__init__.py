@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .datasets import load_dataset
+    from .models.autoencoder import DAEModel, MultDAEModel, MultVAEModel, RecVAEModel
     from .models.dssm import DSSMModel
     from .models.userknn import UserKNNModel
     from .registry import model_from_config, model_from_params
 
-__all__ = ["DSSMModel", "UserKNNModel", "load_dataset", "model_from_config", "model_from_params"]
+__all__ = [
+    "DAEModel",
+    "DSSMModel",
+    "MultDAEModel",
+    "MultVAEModel",
+    "RecVAEModel",
+    "UserKNNModel",
+    "load_dataset",
+    "model_from_config",
+    "model_from_params",
+]
 __version__ = _version("rectools-neural")
 
 _FUNCTIONS = {

@@ -40,6 +40,12 @@ class SampledSoftmaxLoss(BaseConfig):
     name: Literal["sampled_softmax"] = "sampled_softmax"
 
 
+class LogisticLoss(BaseConfig):
+    """Binary cross entropy over the whole catalogue, without negatives."""
+
+    name: Literal["logistic"] = "logistic"
+
+
 class BPRLoss(BaseConfig):
     """Bayesian personalised ranking (Rendle et al. 2009)."""
 
@@ -275,6 +281,10 @@ Loss = Annotated[
         SquaredLoss | SoftmaxLoss | SampledSoftmaxLoss | BPRLoss | BCELoss | TripletLoss, Field(discriminator="name")
     ],
     _from_name(*_LOSSES),
+]
+CatalogueLoss = Annotated[
+    Annotated[SquaredLoss | LogisticLoss | SoftmaxLoss | SampledSoftmaxLoss, Field(discriminator="name")],
+    _from_name(SquaredLoss, LogisticLoss, SoftmaxLoss, SampledSoftmaxLoss),
 ]
 Negatives = Annotated[NegativesConfig, _from_name(NegativesConfig)]
 Schedule = Annotated[ScheduleConfig, _from_name(ScheduleConfig)]

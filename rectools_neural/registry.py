@@ -13,7 +13,11 @@ from .errors import did_you_mean
 
 #: Public model name -> module that holds it. A new model adds one line here.
 MODELS: dict[str, str] = {
+    "DAEModel": "rectools_neural.models.autoencoder",
     "DSSMModel": "rectools_neural.models.dssm",
+    "MultDAEModel": "rectools_neural.models.autoencoder",
+    "MultVAEModel": "rectools_neural.models.autoencoder",
+    "RecVAEModel": "rectools_neural.models.autoencoder",
     "UserKNNModel": "rectools_neural.models.userknn",
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from ..config import NegativesConfig
 from .batches import FeatureBatch, HistoryBatch, ItemBatch, NegativeBatch, TrainingBatch, UserBatch
 from .features import EncodedFeatures
 from .reader import Items, Users, history_batch
@@ -44,6 +45,8 @@ class UserBatches:
         Whether the candidates are the targets of the batch.
     positives_per_user : int, optional
         Predict this many of the items at most, drawn anew each epoch; all by default.
+    noise : float
+        Probability of an item that is not in a history to be seen in it.
     entity_dropout : float
         Share of users that lose their id and history, of items that lose their id, and of users and items that lose
         their features, each drawn by itself. It trains the vectors of warm and cold entities.
@@ -60,6 +63,7 @@ class UserBatches:
     shared: bool = False
     in_batch: bool = False
     positives_per_user: int | None = None
+    noise: float = 0.0
     entity_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -67,6 +71,17 @@ class UserBatches:
         # One more row without features, for those that lose them.
         self._user_features = _with_missing_row(self.users.features)
         self._item_features = _with_missing_row(self.items.features)
+
+    def with_negatives(self, negatives: NegativesConfig) -> UserBatches:
+        """Return the same batches with negatives."""
+        power = {"popularity": negatives.power, "in_batch": 1.0}.get(negatives.name, 0.0)
+        return replace(
+            self,
+            sampler=NegativeSampler(self.users.histories, power),
+            n_negatives=negatives.n * (negatives.pool if negatives.name == "hard" else 1),
+            shared=negatives.shared,
+            in_batch=negatives.name == "in_batch",
+        )
 
     def __len__(self) -> int:
         return -(-len(self.users) // self.batch_size)
@@ -90,7 +105,7 @@ class UserBatches:
         is_new = self._drop(len(positions))
         users = UserBatch(
             torch.from_numpy(self.users.rows[positions]).masked_fill(is_new, -1),
-            history.keep(~hide & ~is_new[rows]),
+            self._with_noise(history, history.keep(~hide & ~is_new[rows])),
             self._features(self._user_features, positions),
         )
         rows, targets = rows[predicted], targets[predicted]
@@ -121,6 +136,22 @@ class UserBatches:
         items, place = self._compact(torch.cat([targets, negatives.flatten()]))
         targets, negatives = place[: len(targets)], place[len(targets) :].view(negatives.shape)
         return TrainingBatch(users, items, rows, targets, NegativeBatch(negatives, log_inclusion, is_positive))
+
+    def _with_noise(self, whole: HistoryBatch, visible: HistoryBatch) -> HistoryBatch:
+        """Add items that the users don't have, each with the same probability."""
+        if not self.noise:
+            return visible
+        n_items = len(self.items)
+        n_pairs = torch.tensor(float(len(whole.lengths) * n_items), dtype=torch.float64)
+        n_added = int(torch.binomial(n_pairs, torch.tensor(self.noise).double(), generator=self.generator))
+        added = torch.randint(int(n_pairs), (n_added,), generator=self.generator).unique()
+        added = added[torch.isin(added, whole.rows() * n_items + whole.items, invert=True)]
+        rows, items = torch.cat([visible.rows(), added // n_items]), torch.cat([visible.items, added % n_items])
+        order = rows.argsort(stable=True)
+        weights = visible.weights
+        if weights is not None:
+            weights = torch.cat([weights, torch.ones(len(added))])[order]
+        return HistoryBatch(items[order], torch.bincount(rows, minlength=len(whole.lengths)), weights)
 
     def _mark(self, history: HistoryBatch, candidates: torch.Tensor) -> torch.Tensor:
         """Tell which candidates (each given once) are a user's own, shape ``(n_users, n_candidates)``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -26,7 +25,6 @@ from ..config import (
 )
 from ..data.batches import ItemBatch, NegativeBatch, TrainingBatch, UserBatch
 from ..data.reader import Items, Users
-from ..data.sampling import NegativeSampler
 from ..data.sources import UserBatches
 from ..nn.features import FeatureEmbedding
 from ..nn.history import make_history_encoder
@@ -34,7 +32,7 @@ from ..nn.towers import make_tower
 from ..training import losses
 from ..training.loop import Batches
 from .base import DataSchema, NeuralModelConfig
-from .two_sided import TwoSidedModel
+from .two_sided import TwoSidedModel, catalogue_loss
 
 Value = TypeVar("Value")
 
@@ -284,24 +282,14 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
         )
         if config.loss.name in WHOLE_CATALOGUE:
             return batches
-        negatives = _negatives(config)
-        power = {"popularity": negatives.power, "in_batch": 1.0}.get(negatives.name, 0.0)
-        return replace(
-            batches,
-            sampler=NegativeSampler(users.histories, power),
-            n_negatives=negatives.n * (negatives.pool if negatives.name == "hard" else 1),
-            shared=negatives.shared,
-            in_batch=negatives.name == "in_batch",
-        )
+        return batches.with_negatives(_negatives(config))
 
     def _batch_loss(self, config: DSSMModelConfig, module: TwoTowerModule, batch: TrainingBatch) -> torch.Tensor:
         loss = config.loss
         assert loss is not None
         users, items = module.user_vectors(batch.users), module.item_vectors(batch.items)
-        if loss.name == "squared":
-            return losses.squared_loss(users, items, batch.rows, batch.targets, loss.unobserved_weight)
-        if loss.name == "softmax":
-            return losses.softmax_loss(users @ items.T, batch.rows, batch.targets)
+        if loss.name in WHOLE_CATALOGUE:
+            return catalogue_loss(loss, users, items, batch)
         assert batch.negatives is not None
         positive = module.pair_scores(F.embedding(batch.rows, users), F.embedding(batch.targets, items))
         negative, rows = _negative_scores(module, users, items, batch, batch.negatives)

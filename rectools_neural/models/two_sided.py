@@ -11,8 +11,10 @@ from rectools.dataset import Dataset
 from rectools.exceptions import NotFittedError
 from scipy import sparse
 
+from ..data.batches import TrainingBatch
 from ..data.reader import Items, Users, match
 from ..ranking import Ranking, rank_vectors
+from ..training import losses
 from .base import NeuralConfig, NeuralModelBase
 
 _CHUNK = 4096  # users or items encoded at once: bounds the memory of sequence encoders
@@ -72,6 +74,40 @@ class TwoSidedModel(NeuralModelBase[NeuralConfig], Generic[NeuralConfig]):
         if not module.euclidean:
             subjects, candidates = F.normalize(subjects, dim=1), F.normalize(candidates, dim=1)
         return rank_vectors(subjects, candidates, k, module.euclidean)
+
+
+def catalogue_loss(loss: Any, users: torch.Tensor, items: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+    """
+    Loss of a batch with dot scores: over the whole catalogue, or over a sample of it that the batch shares.
+
+    Parameters
+    ----------
+    loss : SquaredLoss or LogisticLoss or SoftmaxLoss or SampledSoftmaxLoss
+        Which one.
+    users, items : torch.Tensor
+        Vectors of the users and of the items of the batch, shapes ``(n_users, dim)`` and ``(n_items, dim)``.
+    batch : TrainingBatch
+        What to predict.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar.
+    """
+    rows, targets, weights = batch.rows, batch.targets, batch.weights
+    if loss.name == "squared":
+        return losses.squared_loss(users, items, rows, targets, loss.unobserved_weight, weights)
+    if loss.name == "logistic":
+        return losses.logistic_loss(users @ items.T, rows, targets, weights)
+    if loss.name == "softmax":
+        return losses.softmax_loss(users @ items.T, rows, targets, weights)
+    assert batch.negatives is not None
+    assert batch.negatives.is_positive is not None
+    negative = (users @ F.embedding(batch.negatives.items, items).T).masked_fill(
+        batch.negatives.is_positive, -torch.inf
+    )
+    positive = losses.pair_scores(users, items, rows, targets)
+    return losses.sampled_softmax_loss(positive, negative, rows, batch.negatives.log_inclusion, weights)
 
 
 def _user_vectors(module: Any, users: Users) -> torch.Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..data.batches import HistoryBatch
+
 
 class _SumOfRows(torch.autograd.Function):
     @staticmethod
@@ -36,3 +38,14 @@ def sum_of_rows(
     """Sum `lengths[i]` consecutive rows ``table[indices]`` for each i, shape ``(len(lengths), dim)``."""
     result: torch.Tensor = _SumOfRows.apply(table, indices, lengths, weights)
     return result
+
+
+def normalised_sum_of_rows(table: torch.Tensor, history: HistoryBatch) -> torch.Tensor:
+    """Product of histories, scaled to length 1, with a table of item rows, shape ``(n_users, dim)``."""
+    total = sum_of_rows(table, history.items, history.lengths, history.weights)
+    if history.weights is None:
+        squares = history.lengths.to(total.dtype)
+    else:
+        squares = total.new_zeros(len(total)).index_add_(0, history.rows(), history.weights.square().to(total.dtype))
+    # No division by the 0 of an empty history.
+    return total * squares.masked_fill(squares == 0, 1).rsqrt().unsqueeze(1)

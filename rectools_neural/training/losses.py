@@ -15,6 +15,7 @@ def squared_loss(
     rows: torch.Tensor,
     targets: torch.Tensor,
     unobserved_weight: float,
+    values: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Weighted squared loss over the whole catalogue, without negatives (Hu et al. 2008, Chen et al. 2020).
@@ -34,6 +35,8 @@ def squared_loss(
         User row (in the batch) and item row of each positive pair, shape ``(n_pairs,)``.
     unobserved_weight : float
         Weight of the items that are not targets.
+    values : torch.Tensor, optional
+        What the scores of the pairs should be, shape ``(n_pairs,)``; 1 by default.
 
     Returns
     -------
@@ -46,11 +49,14 @@ def squared_loss(
     else:
         scores = pair_scores(users, items, rows, targets)
         everything = ((users @ (items.T @ items)) * users).sum()
-    positive = ((1 - scores).square() - unobserved_weight * scores.square()).sum()
+    errors = scores - (1 if values is None else values)
+    positive = (errors.square() - unobserved_weight * scores.square()).sum()
     return (positive + unobserved_weight * everything) / len(users)
 
 
-def softmax_loss(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def softmax_loss(
+    logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     Multinomial log likelihood over the whole catalogue (Liang et al. 2018).
 
@@ -60,6 +66,8 @@ def softmax_loss(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor
         Shape ``(n_users, n_items)``.
     rows, targets : torch.Tensor
         User row (in the batch) and item row of each positive pair, shape ``(n_pairs,)``.
+    weights : torch.Tensor, optional
+        How often each pair counts, shape ``(n_pairs,)``; once by default.
 
     Returns
     -------
@@ -67,7 +75,32 @@ def softmax_loss(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor
         Mean over the users, a scalar.
     """
     normaliser = logits.logsumexp(dim=1)
-    return (normaliser[rows] - logits[rows, targets]).sum() / len(logits)
+    return _weighted(normaliser[rows] - logits[rows, targets], weights).sum() / len(logits)
+
+
+def logistic_loss(
+    logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Binary cross entropy over the whole catalogue.
+
+    Parameters
+    ----------
+    logits : torch.Tensor
+        Shape ``(n_users, n_items)``.
+    rows, targets : torch.Tensor
+        User row (in the batch) and item row of each positive pair, shape ``(n_pairs,)``.
+    weights : torch.Tensor, optional
+        How often each positive pair counts, shape ``(n_pairs,)``; once by default.
+
+    Returns
+    -------
+    torch.Tensor
+        Mean over the users, a scalar.
+    """
+    scores = logits[rows, targets]
+    positive = _weighted(F.softplus(-scores), weights) - F.softplus(scores)
+    return (positive.sum() + F.softplus(logits).sum()) / len(logits)
 
 
 def sampled_softmax_loss(
@@ -75,6 +108,7 @@ def sampled_softmax_loss(
     negative: torch.Tensor,
     rows: torch.Tensor,
     log_inclusion: torch.Tensor,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Cross entropy of each positive among its sampled negatives with the logQ correction (Bengio and Senécal 2008).
@@ -92,6 +126,8 @@ def sampled_softmax_loss(
         Which set belongs to each pair, shape ``(n_pairs,)``.
     log_inclusion : torch.Tensor
         Log of how often each negative is expected in its set, of a shape that broadcasts to `negative`.
+    weights : torch.Tensor, optional
+        How often each pair counts, shape ``(n_pairs,)``; once by default.
 
     Returns
     -------
@@ -100,7 +136,7 @@ def sampled_softmax_loss(
     """
     # One sum a set, not one a pair: pairs of one user share their negatives.
     everything_else = (negative - log_inclusion).logsumexp(dim=1)
-    return F.softplus(everything_else[rows] - positive).mean()
+    return _weighted(F.softplus(everything_else[rows] - positive), weights).mean()
 
 
 def bpr_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
@@ -176,6 +212,10 @@ def triplet_loss(positive: torch.Tensor, negative: torch.Tensor, margin: float, 
 def pair_scores(users: torch.Tensor, items: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Dot products of the pairs ``(users[rows], items[targets])``, shape ``(n_pairs,)``."""
     return (users.index_select(0, rows) * items.index_select(0, targets)).sum(dim=1)
+
+
+def _weighted(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    return values if weights is None else values * weights
 
 
 def _mean_of_valid(values: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,38 @@ class Case:
     scores_any_item: bool = True
 
 
+_AUTOENCODER: dict[str, dict[str, Any]] = {
+    "fast": {"epochs": 3, "n_factors": 8, "hidden": (12,)},
+    "good": {"epochs": 40, "n_factors": 8, "hidden": (16,), "batch_size": 20, "learning_rate": 0.02},
+    "rich": {
+        "epochs": 2,
+        "n_factors": 6,
+        "hidden": [10],
+        "decoder_hidden": [10],
+        "activation": "elu",
+        "share_item_embedding": True,
+        "history_dropout": 0.3,
+        "loss": "sampled_softmax",
+        "negatives": {"name": "popularity", "n": 5, "shared": True, "power": 0.5},
+        "use_weights": True,
+        "batch_size": 7,
+        "optimizer": {"name": "adamw", "l2": 0.01},
+        "validation": {"name": "random", "size": 0.2, "metric": "mrr", "k": 4, "patience": 2},
+        "seed": 3,
+    },
+}
+
+
+def _autoencoder(**rich: Any) -> Case:
+    options = _AUTOENCODER
+    return Case(options["fast"], options["good"], {**options["rich"], **rich}, scores_any_item=False)
+
+
 CASES = {
+    "DAEModel": _autoencoder(history_noise=0.05),
+    "MultDAEModel": _autoencoder(),
+    "MultVAEModel": _autoencoder(beta=0.5, annealing_steps=3),
+    "RecVAEModel": _autoencoder(gamma=0.02, mixture=[0.2, 0.7, 0.1], encoder_passes=2, decoder_passes=2),
     "DSSMModel": Case(
         fast={"epochs": 3, "n_factors": 8},
         good={"epochs": 40, "n_factors": 8, "batch_size": 40, "learning_rate": 0.05, "loss": "bpr"},

@@ -456,9 +456,11 @@ class TestItemsToItems:
         actual = model.recommend_to_items([105, 100], dataset, k=100, items_to_recommend=whitelist)
         assert_same(actual.drop(columns=Columns.Rank), expected)
 
-    def test_warm_targets(self, model: Model, dataset: Dataset) -> None:
+    def test_warm_targets(self, name: str, model: Model, dataset: Dataset) -> None:
         if not model.recommends_for_warm:
-            pytest.skip("hot items only")
+            with pytest.raises(ValueError, match=f"{name} was not fitted on the items .*124"):
+                model.recommend_to_items([124, 100], dataset, k=5)
+            return
         reco = model.recommend_to_items([124, 100], dataset, k=5)
         assert reco.groupby(Columns.TargetItem).size().to_dict() == {100: 5, 124: 5}
         assert not set(reco[Columns.Item]) & {124, 125}
@@ -473,7 +475,7 @@ class TestItemsToItems:
         expected = model.recommend_to_items([100], dataset, k=5)
         options: dict[str, Any] = {"target_items": [100, COLD_ITEM], "dataset": dataset, "k": 5}
         assert_frame_equal(model.recommend_to_items(**options, on_unsupported_targets="ignore"), expected)
-        with pytest.warns(UserWarning, match="cold"):
+        with pytest.warns(UserWarning, match=str(COLD_ITEM)):
             assert_frame_equal(model.recommend_to_items(**options, on_unsupported_targets="warn"), expected)
 
     def test_order_of_rows(self, model: Model, frames: Any) -> None:
@@ -534,7 +536,8 @@ class TestPipelines:
         pytest.importorskip("nmslib")
         from rectools.tools.ann import UserToItemAnnRecommender
 
-        model = make_model(name, similarity="dot").fit(dataset)
+        options = {"similarity": "dot"} if hasattr(model, "similarity") else {}
+        model = make_model(name, **options).fit(dataset)
         users, items = model.get_vectors(dataset)
         index = UserToItemAnnRecommender(
             users,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rectools_neural.training.losses import (
     bce_loss,
     bpr_loss,
+    logistic_loss,
     pair_scores,
     sampled_softmax_loss,
     softmax_loss,
@@ -126,6 +127,62 @@ class TestSoftmax:
     def test_large_logits_stay_finite(self) -> None:
         logits = torch.tensor([[1e4, -1e4]])
         assert float(softmax_loss(logits, torch.tensor([0]), torch.tensor([1]))) == 2e4
+
+
+class TestLogistic:
+    def test_by_hand(self) -> None:
+        logits = torch.tensor([[2.0, -1.0], [0.5, 0.0]], dtype=torch.float64)
+        rows, targets = torch.tensor([0, 1]), torch.tensor([0, 1])
+        expected = (softplus(-2.0) + softplus(-1.0) + softplus(0.5) + softplus(0.0)) / 2
+        assert_same(logistic_loss(logits, rows, targets), torch.tensor(expected, dtype=torch.float64))
+
+    @given(st.integers(0, 1000), st.integers(1, 5), st.integers(1, 7))
+    def test_equals_the_dense_sum(self, seed: int, n_users: int, n_items: int) -> None:
+        logits = normal(n_users, n_items, seed=seed)
+        rows, targets = random_pairs(seed, n_users, n_items)
+        truth = torch.zeros_like(logits)
+        truth[rows, targets] = 1
+        cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
+        assert_same(logistic_loss(logits, rows, targets), cross_entropy(logits, truth, reduction="sum") / n_users)
+
+    def test_gradcheck(self) -> None:
+        rows, targets = random_pairs(1, 3, 4)
+        logits = normal(3, 4).requires_grad_()
+        assert torch.autograd.gradcheck(lambda scores: logistic_loss(scores, rows, targets), [logits])
+
+
+class TestWeights:
+    """A weight of 2 is as good as a pair that occurs twice."""
+
+    rows, targets = torch.tensor([0, 0, 1]), torch.tensor([1, 3, 2])
+    twice = torch.tensor([0, 0, 1, 1])
+    weights = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64)
+
+    def test_softmax(self) -> None:
+        logits, again = normal(2, 4), torch.tensor([0, 1, 1, 2])
+        expected = softmax_loss(logits, self.rows[again], self.targets[again])
+        assert_same(softmax_loss(logits, self.rows, self.targets, self.weights), expected)
+
+    def test_logistic(self) -> None:
+        logits = normal(2, 4)
+        plain = logistic_loss(logits, self.rows, self.targets)
+        expected = plain + softplus(-logits[0, 3].item()) / 2
+        assert_same(logistic_loss(logits, self.rows, self.targets, self.weights), expected)
+
+    def test_sampled_softmax(self) -> None:
+        positive, negative, again = normal(3), normal(2, 5, seed=1), torch.tensor([0, 1, 1, 2])
+        zero = torch.zeros(())
+        expected = sampled_softmax_loss(positive[again], negative, self.rows[again], zero) * 4 / 3
+        assert_same(sampled_softmax_loss(positive, negative, self.rows, zero, self.weights), expected)
+
+    def test_squared_takes_them_for_values(self) -> None:
+        users, items = normal(2, 3), normal(4, 3, seed=1)
+        scores = users @ items.T
+        truth = torch.zeros_like(scores)
+        truth[self.rows, self.targets] = self.weights
+        importance = 0.3 + 0.7 * (truth > 0).double()
+        expected = (importance * (truth - scores).square()).sum() / 2
+        assert_same(squared_loss(users, items, self.rows, self.targets, 0.3, self.weights), expected)
 
 
 class TestSampledSoftmax:
