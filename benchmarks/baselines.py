@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from pytorch_lightning import Trainer
 from rectools.dataset import Dataset
-from rectools.models import DSSMModel, ImplicitALSWrapperModel
+from rectools.models import DSSMModel, EASEModel, ImplicitALSWrapperModel
 
 
 class PlainALSModel(ImplicitALSWrapperModel):
@@ -24,6 +25,18 @@ class PlainALSModel(ImplicitALSWrapperModel):
         self, dataset: Dataset, target_items: Any, on_unsupported_targets: Any
     ) -> Dataset:
         return _without_features(dataset)
+
+
+class PaperEASEModel(EASEModel):
+    """
+    EASE with the weights of the paper (Steck 2019), which divide by the diagonal entry of the item that is scored.
+
+    RecTools 0.19 ranks by their transpose, which divides by that of the item in the history.
+    """
+
+    def _fit(self, dataset: Dataset) -> None:  # type: ignore[override]
+        super()._fit(dataset)
+        self.weight: np.ndarray = np.ascontiguousarray(self.weight.T)
 
 
 def _without_features(dataset: Dataset) -> Dataset:

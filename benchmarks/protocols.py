@@ -35,14 +35,19 @@ class Cut:
     train : Dataset
         Interactions with weight 1, and the features of all users and items. Its pairs are never ranked again.
     test : pd.DataFrame
-        Columns `user_id`, `item_id`: the relevant pairs. Each of its users has interactions in `train`.
+        Columns `user_id`, `item_id`: the relevant pairs. Each of its users has interactions in `train`, or in
+        `histories` where there are any.
     hidden : pd.DataFrame, optional
         Columns `user_id`, `item_id`: pairs outside `train` that the ranking leaves out as well.
+    histories : Dataset, optional
+        `train` and the known interactions of the users that are asked, where these are no part of it: what models
+        recommend from. Users and items have the same internal ids as in `train`. Its pairs are never ranked again.
     """
 
     train: Dataset
     test: pd.DataFrame
     hidden: pd.DataFrame | None = None
+    histories: Dataset | None = None
 
     def recommend(self, model: ModelBase[Any], k: int) -> pd.DataFrame:
         """
@@ -64,7 +69,7 @@ class Cut:
         reserve = 0 if self.hidden is None else int(self.hidden[Columns.User].value_counts().max())
         reco: pd.DataFrame = model.recommend(
             users=np.unique(self.test[Columns.User]),
-            dataset=self.train,
+            dataset=self.train if self.histories is None else self.histories,
             k=k + reserve,
             filter_viewed=True,
             # Models with features rank items of which they have seen nothing else: the protocols do not. Some models
@@ -101,9 +106,9 @@ def _binary(dataset: Dataset) -> Dataset:
     return attr.evolve(dataset, interactions=Interactions(dataset.interactions.df.assign(**{Columns.Weight: 1.0})))
 
 
-def _liked(dataset: Dataset) -> Dataset:
-    """Keep the interactions rated 3 or more."""
-    return dataset.filter_interactions(np.flatnonzero(_column(dataset, "rating") >= 3))
+def _liked(dataset: Dataset, lowest: float = 3) -> Dataset:
+    """Keep the interactions with at least this rating."""
+    return dataset.filter_interactions(np.flatnonzero(_column(dataset, "rating") >= lowest))
 
 
 def _cut(
@@ -236,6 +241,59 @@ def _split_tenths(dataset: Dataset, seed: int, *, validate: bool) -> Cut:
     return _cut(dataset, part == 0, part == 2, hidden=part == 1)
 
 
+def hold_out_users(dataset: Dataset, seed: int, *, n_users: int, validate: bool) -> Cut:
+    """
+    Hold out whole users, as Liang et al. 2018: the model learns from the others and meets these when it is asked.
+
+    Ratings of 4 and 5 count, of users with at least five. Three quarters of the rows of a held-out user are the history
+    to recommend from, the rest is the truth; both have only items of the train part.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Interactions with ratings.
+    seed : int
+        Chooses the users and deals their rows.
+    n_users : int
+        How many users are held out for validation, and as many again for the test.
+    validate : bool
+        Whether to ask the validation users; neither choice sees the users of the other.
+
+    Returns
+    -------
+    Cut
+        The train part is the same for both choices.
+
+    Raises
+    ------
+    ValueError
+        If no users are left to learn from.
+    """
+    dataset = _liked(dataset, 4)
+    rows_of_user = dataset.interactions.df.groupby(Columns.User)[Columns.User].transform("size")
+    dataset = dataset.filter_interactions(np.flatnonzero(rows_of_user >= 5))
+    pairs = dataset.get_raw_interactions()[Columns.UserItem]
+    users = np.random.default_rng(seed).permutation(np.unique(pairs[Columns.User]))
+    if users.size <= 2 * n_users:
+        raise ValueError(
+            f"{users.size} users have five ratings of 4 or 5: too few to hold out {n_users} for validation, "
+            f"{n_users} for the test, and learn from the others"
+        )
+    asked = users[:n_users] if validate else users[n_users : 2 * n_users]
+    is_learnt = pairs[Columns.User].isin(users[2 * n_users :])
+    can_be_asked = pairs[Columns.User].isin(asked) & pairs[Columns.Item].isin(pairs.loc[is_learnt, Columns.Item])
+    learnt, foldable = np.flatnonzero(is_learnt), np.flatnonzero(can_be_asked)
+    is_truth = parts_per_user(pairs.iloc[foldable][Columns.User], (0.75, 0.25), seed).to_numpy() == 1
+    # Some models go by internal ids. They follow the order of the rows: with those of the train part first, its users
+    # and items have the same ids with the histories and without.
+    histories = _binary(dataset.filter_interactions(np.concatenate([learnt, foldable[~is_truth]])))
+    return Cut(
+        train=attr.evolve(histories, interactions=Interactions(histories.interactions.df.head(learnt.size).copy())),
+        test=pairs.iloc[foldable[is_truth]].reset_index(drop=True),
+        histories=histories,
+    )
+
+
 def _split_given(dataset: Dataset) -> Cut:
     is_test = _column(dataset, "split") == "test"
     return _cut(dataset, ~is_test, is_test)
@@ -279,6 +337,11 @@ def hit_matrix(reco: pd.DataFrame, test: pd.DataFrame, k: int) -> tuple[Hits, Co
 def recall(hits: Hits, n_relevant: Counts) -> PerUser:
     """Share of the user's relevant items that were hit."""
     return np.asarray(hits.sum(axis=1) / n_relevant)
+
+
+def achievable_recall(hits: Hits, n_relevant: Counts) -> PerUser:
+    """Hits over the most that there could be: min(k, relevant)."""
+    return np.asarray(hits.sum(axis=1) / np.minimum(n_relevant, hits.shape[1]))
 
 
 def precision(hits: Hits, _n_relevant: Counts) -> PerUser:
@@ -334,6 +397,32 @@ def mean_over_users(
     """
     hits, n_relevant = hit_matrix(reco, cut.test, k)
     return {f"{name}@{k}": float(metric(hits, n_relevant).mean()) for name, metric in definitions.items()}
+
+
+def held_out_user_metrics(reco: pd.DataFrame, cut: Cut, k: int) -> dict[str, float]:
+    """
+    Average nDCG and recall over min(k, relevant) at k, and at the shorter lists that papers also look at.
+
+    Parameters
+    ----------
+    reco : pd.DataFrame
+        Columns `user_id`, `item_id`, `rank`.
+    cut : Cut
+        The cut that was asked.
+    k : int
+        Length of the lists.
+
+    Returns
+    -------
+    dict
+        NDCG@k, Recall@k, Recall@20 and NDCG@10.
+    """
+    at_k = mean_over_users({"NDCG": ndcg, "Recall": achievable_recall}, reco, cut, k)
+    return {
+        **at_k,
+        **mean_over_users({"Recall": achievable_recall}, reco, cut, 20),
+        **mean_over_users({"NDCG": ndcg}, reco, cut, 10),
+    }
 
 
 def replay_metrics(reco: pd.DataFrame, cut: Cut, k: int) -> dict[str, float]:
@@ -491,6 +580,19 @@ PROTOCOLS = {
             definitions="as RecBole: recall over all test items, precision over k, "
             "binary nDCG with ideal over min(k, test items)",
             main_metric="NDCG@10",
+        ),
+        Protocol(
+            name="P5",
+            title="MovieLens-1M, ratings > 3.5 of users with five of them, 600 users held out whole, "
+            "asked with three quarters of their rows (after Liang et al. 2018)",
+            dataset="ml-1m",
+            k=100,
+            split=partial(hold_out_users, n_users=600, validate=False),
+            validation=partial(hold_out_users, n_users=600, validate=True),
+            metrics=held_out_user_metrics,
+            definitions="as Liang et al. 2018: recall over min(k, test items), "
+            "binary nDCG with ideal over min(k, test items)",
+            main_metric="NDCG@100",
         ),
         _official_lightgcn("P6", "Gowalla", "gowalla"),
         _official_lightgcn("P6Y", "Yelp2018", "yelp2018"),

@@ -24,6 +24,7 @@ PUBLISHED = {
     "P1": ("NDCG@10", "MAP@10", "Recall@10"),
     "P2": ("NDCG@10", "MAP@10", "HitRate@10"),
     "P3": ("NDCG@10", "Recall@10", "MRR@10"),
+    "P5": ("NDCG@100", "Recall@100", "Recall@20"),
     "P6": ("Recall@20", "NDCG@20"),
 }
 
@@ -101,6 +102,8 @@ def summary() -> str | None:
         values: dict[str, list[float]] = {}
         for row in result["rows"]:
             values.setdefault(row["model"], []).append(row["metrics"][metric])
+        if "DSSMModel" not in values:
+            continue
         rows = [(v[metric], m) for source in config[protocol].published for m, v in source.rows.items() if metric in v]
         classics = [(mean(v), model) for model, v in values.items() if "DSSM" not in model]
         best = [f"{max(group)[0]:.4f} {max(group)[1]}" if group else "" for group in (rows, classics)]

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from implicit.nearest_neighbours import CosineRecommender
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.metrics import MRR, NDCG, HitRate, Precision, Recall
-from rectools.models import PopularModel
+from rectools.models import EASEModel, ImplicitItemKNNWrapperModel, PopularModel
 from replay.splitters import TimeSplitter
 
 from benchmarks.config import ModelSpec
@@ -19,9 +22,12 @@ from benchmarks.measure import build_model
 from benchmarks.protocols import (
     PROTOCOLS,
     Cut,
+    achievable_recall,
     average_precision,
+    held_out_user_metrics,
     hit_matrix,
     hit_rate,
+    hold_out_users,
     mean_over_users,
     ndcg,
     parts_per_user,
@@ -37,6 +43,14 @@ from benchmarks.tuning import job_config
 from rectools_neural import load_dataset
 
 K = 3
+# Six hundred users for each part are more than the small data have.
+SMALL_PROTOCOLS = PROTOCOLS | {
+    "P5": dataclasses.replace(
+        PROTOCOLS["P5"],
+        split=partial(hold_out_users, n_users=8, validate=False),
+        validation=partial(hold_out_users, n_users=8, validate=True),
+    )
+}
 POPULAR = ModelSpec.model_validate({"cls": "PopularModel"})
 has_ml_1m = pytest.mark.skipif(
     not (Path(os.environ.get("RECTOOLS_NEURAL_DATA", "")) / "ml-1m" / "ratings.parquet").is_file(),
@@ -109,6 +123,7 @@ class TestMetrics:
         ("metric", "expected"),
         [
             (recall, [1, 3 / 4, 2 / 3]),
+            (achievable_recall, [1, 1, 2 / 3]),
             (precision, [1 / 3, 1, 2 / 3]),
             (hit_rate, [1, 1, 1]),
             (reciprocal_rank, [1 / 2, 1, 1]),
@@ -311,11 +326,154 @@ class TestGivenSplit:
             PROTOCOLS["P6"].split(Dataset.construct(interactions), 0)
 
 
+class TestHeldOutUsers:
+    @staticmethod
+    def ratings() -> pd.DataFrame:
+        """
+        Twenty users with 5 to 24 items of thirty rated 4 or 5, each with one of their own that nobody else has; two
+        more with four such ratings and lots of lower ones. Ids start at 100 and 1000.
+        """
+        rng = np.random.default_rng(1)
+        rows = [
+            (100 + user, item, rng.integers(4, 6))
+            for user in range(20)
+            for item in [*(1000 + rng.permutation(30)[: 4 + user]), 1100 + user]
+        ]
+        rows += [(120 + user, 1000 + item, 4 if item < 4 else 3) for user in range(2) for item in range(30)]
+        frame = pd.DataFrame(rows, columns=[*Columns.UserItem, "rating"]).sample(frac=1, random_state=0)
+        return frame.assign(weight=frame["rating"], datetime="2020-01-01")
+
+    @pytest.fixture(scope="class")
+    def dataset(self) -> Dataset:
+        return Dataset.construct(self.ratings(), keep_extra_cols=True)
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_parts(self, seed: int, dataset: Dataset) -> None:
+        cut, validation = (hold_out_users(dataset, seed, n_users=4, validate=choice) for choice in (False, True))
+        learnt = cut.train.get_raw_interactions()
+        pd.testing.assert_frame_equal(learnt, validation.train.get_raw_interactions())
+        ratings = self.ratings()
+        liked = pair_set(ratings[(ratings["rating"] > 3.5) & (ratings[Columns.User] < 120)])
+        users = set(learnt[Columns.User])
+        assert pair_set(learnt) == {(user, item) for user, item in liked if user in users}
+        assert len(users) == 12
+        asked = [set(part.test[Columns.User]) for part in (cut, validation)]
+        assert [len(part) for part in asked] == [4, 4]
+        assert users | asked[0] | asked[1] == set(range(100, 120))
+
+        items = set(learnt[Columns.Item])
+        for part in (cut, validation):
+            assert part.histories is not None
+            everything = part.histories.get_raw_interactions()
+            pd.testing.assert_frame_equal(everything.head(len(learnt)), learnt)
+            folded = everything.iloc[len(learnt) :]
+            for user in part.test[Columns.User].unique():
+                history, truth = (pair_set(rows[rows[Columns.User] == user]) for rows in (folded, part.test))
+                assert history | truth == {pair for pair in liked if pair[0] == user and pair[1] in items}
+                assert not history & truth
+                # The item of their own is unknown: 4 to 23 rows are left.
+                assert len(truth) == (len(history) + len(truth)) // 4 == (user - 96) // 4
+            assert set(folded[Columns.User]) == set(part.test[Columns.User])
+
+    def test_seed_decides(self, dataset: Dataset) -> None:
+        first, again, other = (hold_out_users(dataset, seed, n_users=4, validate=False) for seed in (0, 0, 1))
+        assert first.test.equals(again.test)
+        assert set(first.test[Columns.User]) != set(other.test[Columns.User])
+
+    def test_internal_ids_are_those_of_the_fit(self, dataset: Dataset) -> None:
+        cut = hold_out_users(dataset, 0, n_users=4, validate=False)
+        assert cut.histories is not None
+        fitted, asked = (part.interactions.df[Columns.UserItem] for part in (cut.train, cut.histories))
+        pd.testing.assert_frame_equal(fitted, asked.head(len(fitted)))
+        assert cut.train.user_id_map is cut.histories.user_id_map
+        assert cut.train.item_id_map is cut.histories.item_id_map
+        # The matrix that models are fitted on has no rows of held-out users, that of the ranking no further items.
+        n_items = cut.train.get_raw_interactions()[Columns.Item].nunique()
+        assert cut.train.get_user_item_matrix().shape == (12, n_items)
+        assert cut.histories.get_user_item_matrix().shape == (16, n_items)
+
+    @pytest.mark.parametrize("name", ["popular", "EASE", "ItemKNN"])
+    def test_models_fold_in(self, name: str, dataset: Dataset) -> None:
+        """The scores of a held-out user follow from the matrix of the train part and the user's own history."""
+        cut = hold_out_users(dataset, 0, n_users=4, validate=False)
+        assert cut.histories is not None
+        users, items = (np.unique(cut.train.get_raw_interactions()[column]) for column in Columns.UserItem)
+        learnt = np.zeros((users.size, items.size))
+        for user, item in pair_set(cut.train.get_raw_interactions()):
+            learnt[np.searchsorted(users, user), np.searchsorted(items, item)] = 1
+        gram = learnt.T @ learnt
+        if name == "EASE":
+            model: Any = EASEModel(regularization=2.0, recommend_n_threads=1)
+            inverse = np.linalg.inv(gram + 2 * np.eye(items.size))
+            # RecTools ranks by the transpose of the paper's weights, which divide by the diagonal of the other item.
+            similarity = -inverse / inverse.diagonal()[:, None]
+            np.fill_diagonal(similarity, 0)
+        else:
+            model = ImplicitItemKNNWrapperModel(CosineRecommender(K=items.size, num_threads=1))
+            similarity = gram / np.sqrt(np.outer(gram.diagonal(), gram.diagonal()))
+        if name == "popular":
+            model = PopularModel()
+        reco = cut.recommend(model.fit(cut.train), items.size)
+        histories = cut.histories.get_raw_interactions()
+        for user in cut.test[Columns.User].unique():
+            viewed = np.isin(items, histories.loc[histories[Columns.User] == user, Columns.Item])
+            scores = learnt.sum(axis=0) if name == "popular" else viewed @ similarity
+            got = reco[reco[Columns.User] == user]
+            # Where nothing speaks for an item, ItemKNN leaves it out.
+            expected = {i: s for i, s, v in zip(items, scores, viewed, strict=True) if not v and (s or name == "EASE")}
+            assert dict(zip(got[Columns.Item], got[Columns.Score], strict=True)) == pytest.approx(expected, abs=1e-5)
+            assert got[Columns.Score].is_monotonic_decreasing
+
+    def test_metrics_by_hand(self, dataset: Dataset) -> None:
+        # User 1 has 30 relevant items, 21 of them at the top; user 2 has one, at rank 11.
+        test = make_pairs([(1, item) for item in range(30)] + [(2, 7)])
+        reco = make_reco({1: [*range(21), *range(100, 179)], 2: [*range(100, 110), 7]})
+        values = held_out_user_metrics(reco, Cut(dataset, test), 100)
+        gains = 1 / np.log2(np.arange(2, 102))
+        assert values == pytest.approx(
+            {
+                "NDCG@100": (gains[:21].sum() / gains[:30].sum() + gains[10]) / 2,
+                "Recall@100": (21 / 30 + 1) / 2,
+                "Recall@20": (20 / 20 + 1) / 2,
+                "NDCG@10": (1 + 0) / 2,
+            }
+        )
+
+    def test_too_few_users(self, dataset: Dataset) -> None:
+        with pytest.raises(ValueError, match=r"20 users have five ratings of 4 or 5: too few to hold out 600"):
+            PROTOCOLS["P5"].split(dataset, 0)
+
+    @has_ml_1m
+    def test_size(self) -> None:
+        dataset = load_dataset("ml-1m")
+        cut, validation = PROTOCOLS["P5"].split(dataset, 0), PROTOCOLS["P5"].validation(dataset, 0)
+        assert cut.histories is not None
+        assert validation.histories is not None
+        assert cut.train.interactions.df[Columns.User].nunique() == 6_034 - 1_200
+        asked = [part.test[Columns.User].nunique() for part in (cut, validation)]
+        # A user whose known items shrink to one has no truth.
+        assert all(595 <= n <= 600 for n in asked)
+        n_rows = len(validation.histories.interactions.df) + sum(map(len, (cut.test, validation.test)))
+        n_rows += len(cut.histories.interactions.df) - len(cut.train.interactions.df)
+        # 575 272 rows of 3 533 items, less the rows of items that no training user has.
+        ratings = dataset.interactions.df
+        liked = ratings[ratings["rating"] > 3.5]
+        liked = liked[liked.groupby(Columns.User)[Columns.User].transform("size") >= 5]
+        assert (len(liked), liked[Columns.User].nunique(), liked[Columns.Item].nunique()) == (575_272, 6_034, 3_533)
+        known = dataset.item_id_map.convert_to_internal(cut.train.get_raw_interactions()[Columns.Item].unique())
+        assert n_rows == liked[Columns.Item].isin(known).sum()
+
+
 class TestEveryProtocol:
     @pytest.mark.parametrize("name", PROTOCOLS)
     def test_validation_never_sees_the_test_part(self, name: str, dataset: Dataset) -> None:
-        protocol = PROTOCOLS[name]
+        protocol = SMALL_PROTOCOLS[name]
         cut, validation = protocol.split(dataset, 0), protocol.validation(dataset, 0)
+        if cut.histories is not None:  # whole users are held out: not even their histories may be seen
+            seen = set((validation.histories or validation.train).get_raw_interactions()[Columns.User])
+            assert not set(cut.test[Columns.User]) & (seen | set(validation.test[Columns.User]))
+            assert len(validation.test) > 10
+            return
         train = pair_set(cut.train.get_raw_interactions()) | (pair_set(cut.hidden) if cut.hidden is not None else set())
         inner = pair_set(validation.train.get_raw_interactions())
         assert inner | pair_set(validation.test) <= train
@@ -325,30 +483,29 @@ class TestEveryProtocol:
 
     @pytest.mark.parametrize("name", PROTOCOLS)
     def test_train_part(self, name: str, dataset: Dataset) -> None:
-        for cut in (PROTOCOLS[name].split(dataset, 0), PROTOCOLS[name].validation(dataset, 0)):
+        for cut in (SMALL_PROTOCOLS[name].split(dataset, 0), SMALL_PROTOCOLS[name].validation(dataset, 0)):
             assert set(cut.train.interactions.df[Columns.Weight]) == {1.0}
             assert set(cut.train.user_id_map.external_ids) == set(range(100, 141))
             assert set(cut.train.item_id_map.external_ids) == set(range(1000, 1031))
             assert cut.train.item_features is not None
             thirds = cut.train.item_features.get_sparse().toarray()
             assert thirds.argmax(axis=1).tolist() == ((cut.train.item_id_map.external_ids - 1000) % 3).tolist()
-            assert set(cut.test[Columns.User]) <= set(cut.train.get_raw_interactions()[Columns.User])
+            assert set(cut.test[Columns.User]) <= set((cut.histories or cut.train).get_raw_interactions()[Columns.User])
 
     @pytest.mark.parametrize("name", PROTOCOLS)
     def test_items_without_train_rows_are_never_ranked(self, name: str, dataset: Dataset) -> None:
-        cut = PROTOCOLS[name].split(dataset, 0)
+        cut = SMALL_PROTOCOLS[name].split(dataset, 0)
         # This one would put items without interactions at the end of its lists.
         model = PopularModel(add_cold=True).fit(cut.train)
         reco = cut.recommend(model, 40)
-        train = cut.train.get_raw_interactions()
-        assert set(reco[Columns.Item]) == set(train[Columns.Item])
-        assert not pair_set(reco) & pair_set(train)
+        assert set(reco[Columns.Item]) == set(cut.train.get_raw_interactions()[Columns.Item])
+        assert not pair_set(reco) & pair_set((cut.histories or cut.train).get_raw_interactions())
         assert set(reco[Columns.User]) == set(cut.test[Columns.User])
 
     def test_configuration_fits(self, dataset: Dataset) -> None:
         config = load_config(FOLDER / "configs" / "published.yaml")
         assert list(config) == list(PROTOCOLS)
-        for name, protocol in PROTOCOLS.items():
+        for name, protocol in SMALL_PROTOCOLS.items():
             metrics = measure(protocol, protocol.split(dataset, 0), "popular", POPULAR, 0)["metrics"]
             assert protocol.main_metric in metrics
             for group in config[name].published:

@@ -51,6 +51,29 @@ def test_board_by_hand(results: Path) -> None:
     assert "0123456789" in lines[-1]
 
 
+def test_protocol_without_published_rows(results: Path) -> None:
+    def row(model: str, value: float) -> dict[str, Any]:
+        return {"model": model, "metrics": {"NDCG@100": value, "Recall@100": 0.5, "Recall@20": 0.25}}
+
+    file = {"title": "Some data", "definitions": "some metrics", "runs": {"1": PROVENANCE}}
+    path = results / "published" / "P5.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**file, "rows": [row("EASE", 0.4), row("EASE", 0.2)]}))
+    assert (tables.published() or "").splitlines()[:5] == [
+        "**P5: Some data**",
+        "",
+        "| model | NDCG@100 | Recall@100 | Recall@20 | source |",
+        "| --- | --- | --- | --- | --- |",
+        "| EASE | 0.3000 ± 0.1000 | 0.5000 ± 0.0000 | 0.2500 ± 0.0000 | measured, 2 seeds |",
+    ]
+    assert tables.summary() is None  # there is nothing of ours to sum up
+
+    path.write_text(json.dumps({**file, "rows": [row("EASE", 0.4), row("DSSMModel", 0.5)]}))
+    assert (tables.summary() or "").splitlines()[2:] == [
+        "| P5: Some data | NDCG@100 | **0.5000** |  | 0.4000 EASE |",
+    ]
+
+
 def test_page_is_filled_in_place(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
     page.write_text(
