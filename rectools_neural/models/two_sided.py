@@ -11,8 +11,11 @@ from rectools.dataset import Dataset
 from rectools.exceptions import NotFittedError
 from scipy import sparse
 
+from ..config import NegativesConfig
+from ..data.batches import TrainingBatch
 from ..data.reader import Items, Users, match
 from ..ranking import Ranking, rank_vectors
+from ..training import losses
 from .base import NeuralConfig, NeuralModelBase
 
 _CHUNK = 4096  # users or items encoded at once: bounds the memory of sequence encoders
@@ -72,6 +75,84 @@ class TwoSidedModel(NeuralModelBase[NeuralConfig], Generic[NeuralConfig]):
         if not module.euclidean:
             subjects, candidates = F.normalize(subjects, dim=1), F.normalize(candidates, dim=1)
         return rank_vectors(subjects, candidates, k, module.euclidean)
+
+
+def catalogue_loss(loss: Any, users: torch.Tensor, items: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
+    """
+    Loss of a batch with dot scores over the whole catalogue.
+
+    Parameters
+    ----------
+    loss : SquaredLoss or SoftmaxLoss
+        Which one.
+    users, items : torch.Tensor
+        Vectors of the users of the batch and of all items, shapes ``(n_users, dim)`` and ``(n_items, dim)``.
+    batch : TrainingBatch
+        What to predict.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar.
+    """
+    if loss.name == "squared":
+        return losses.squared_loss(users, items, batch.rows, batch.targets, loss.unobserved_weight)
+    return losses.softmax_loss(users @ items.T, batch.rows, batch.targets)
+
+
+def sampled_loss(
+    loss: Any,
+    negatives: NegativesConfig,
+    users: torch.Tensor,
+    items: torch.Tensor,
+    batch: TrainingBatch,
+    euclidean: bool = False,
+) -> torch.Tensor:
+    """
+    Loss of a batch against its negatives.
+
+    Parameters
+    ----------
+    loss : SampledSoftmaxLoss or BPRLoss or BCELoss or TripletLoss
+        Which one.
+    negatives : NegativesConfig
+        Where the negatives of the batch come from.
+    users, items : torch.Tensor
+        Vectors of the users and of the items of the batch, shapes ``(n_users, dim)`` and ``(n_items, dim)``.
+    batch : TrainingBatch
+        What to predict.
+    euclidean : bool
+        Whether a score is minus the distance, not the dot product.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar.
+    """
+    drawn = batch.negatives
+    assert drawn is not None
+    owners = F.embedding(batch.rows, users)
+    positive = _pair_scores(owners, F.embedding(batch.targets, items), euclidean)
+    others = F.embedding(drawn.items, items)
+    if drawn.is_positive is not None:  # candidates shared by the users of the batch
+        scores = -torch.cdist(users, others) if euclidean else users @ others.T
+        negative, rows = scores.masked_fill(drawn.is_positive, -torch.inf), batch.rows
+    else:
+        negative = _pair_scores(owners.unsqueeze(1), others, euclidean)
+        rows = torch.arange(len(negative), device=negative.device)
+    if loss.name == "sampled_softmax":
+        return losses.sampled_softmax_loss(positive, negative, rows, drawn.log_inclusion)
+    if negatives.name == "hard":
+        negative = negative.topk(min(negatives.n, negative.shape[1]), dim=1).values
+    if loss.name == "bpr":
+        return losses.bpr_loss(positive, negative[rows])
+    if loss.name == "bce":
+        return losses.bce_loss(positive, negative[rows])
+    return losses.triplet_loss(positive, negative[rows], loss.margin, loss.mining)
+
+
+def _pair_scores(users: torch.Tensor, items: torch.Tensor, euclidean: bool) -> torch.Tensor:
+    return -(users - items).norm(dim=-1) if euclidean else (users * items).sum(dim=-1)
 
 
 def _user_vectors(module: Any, users: Users) -> torch.Tensor:
