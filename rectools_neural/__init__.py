@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .datasets import load_dataset
     from .models.dssm import DSSMModel
+    from .models.lightgcn import LightGCNModel
     from .models.userknn import UserKNNModel
     from .registry import model_from_config, model_from_params
 
-__all__ = ["DSSMModel", "UserKNNModel", "load_dataset", "model_from_config", "model_from_params"]
+__all__ = ["DSSMModel", "LightGCNModel", "UserKNNModel", "load_dataset", "model_from_config", "model_from_params"]
 __version__ = _version("rectools-neural")
 
 _FUNCTIONS = {

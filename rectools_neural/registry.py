@@ -14,6 +14,7 @@ from .errors import did_you_mean
 #: Public model name -> module that holds it. A new model adds one line here.
 MODELS: dict[str, str] = {
     "DSSMModel": "rectools_neural.models.dssm",
+    "LightGCNModel": "rectools_neural.models.lightgcn",
     "UserKNNModel": "rectools_neural.models.userknn",
 }
 

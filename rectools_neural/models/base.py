@@ -162,6 +162,9 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
     def _read_training_data(self, module: Any, users: Users) -> None:
         """Give the module what it must know of the training data besides the schema; nothing by default."""
 
+    def _forget_training_data(self, module: Any) -> None:
+        """Take from the trained module, in evaluation mode, what only training needs; nothing by default."""
+
     def _make_batches(self, config: NeuralConfig, users: Users, items: Items, generator: torch.Generator) -> Batches:
         raise NotImplementedError
 
@@ -309,7 +312,9 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
                 self.get_trainer_func or Trainer,
                 self._trainer_kwargs(),
             )
-        return FittedState(config, schema, reader, module.cpu().float().eval()), outcome
+        module.cpu().float().eval()
+        self._forget_training_data(module)
+        return FittedState(config, schema, reader, module), outcome
 
     def _evaluation(
         self,

@@ -473,7 +473,7 @@ class TestItemsToItems:
         expected = model.recommend_to_items([100], dataset, k=5)
         options: dict[str, Any] = {"target_items": [100, COLD_ITEM], "dataset": dataset, "k": 5}
         assert_frame_equal(model.recommend_to_items(**options, on_unsupported_targets="ignore"), expected)
-        with pytest.warns(UserWarning, match="cold"):
+        with pytest.warns(UserWarning, match=str(COLD_ITEM)):
             assert_frame_equal(model.recommend_to_items(**options, on_unsupported_targets="warn"), expected)
 
     def test_order_of_rows(self, model: Model, frames: Any) -> None:
