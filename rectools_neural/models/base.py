@@ -26,6 +26,8 @@ from ..ranking import Ranking
 from ..training.loop import PRECISIONS, Batches, Outcome, Plan, Trainer, isolated_random_state, train
 from .pack import PackModel, PackModelConfig, check_not_empty, import_if_str
 
+_DENSE = 0.005  # share of the user-item pairs
+
 METRICS = {
     "ndcg": lambda k: NDCG(k, divide_by_achievable=True),
     "recall": Recall,
@@ -102,6 +104,11 @@ class DataSchema:
     n_interactions: int
     user_features: FeatureSchema
     item_features: FeatureSchema
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether so many of the user-item pairs are there that a loss over all of them beats a sampled one."""
+        return self.n_interactions >= _DENSE * self.n_users * self.n_items
 
 
 NeuralConfig = TypeVar("NeuralConfig", bound=NeuralModelConfig)

@@ -37,7 +37,6 @@ Value = TypeVar("Value")
 
 WHOLE_CATALOGUE = ("squared", "softmax")
 POSITIVE_SCORES = ("squared", "softmax", "bce")  # losses that need scores above and below zero
-_DENSE = 0.005  # share of the user-item pairs from which on the squared loss beats the softmax
 # Steps of the optimiser for the square root of the interactions: with fewer of them the model underfits, with more it
 # overfits or, on sparse data, takes longer than it is worth.
 _STEPS = {"squared": 1.4, "others": 1.0}
@@ -231,7 +230,7 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
     def _adapt(self, config: DSSMModelConfig, schema: DataSchema) -> DSSMModelConfig:
         if not config.use_item_ids and schema.item_features.is_empty:
             raise ValueError("`use_item_ids` is off, but the dataset has no item features to tell items apart by")
-        is_dense = schema.n_interactions >= _DENSE * schema.n_users * schema.n_items
+        is_dense = schema.is_dense
         loss: Any = config.loss
         if loss is None:
             suits_squared = config.negatives is None and config.similarity in (None, "dot")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 from typing_extensions import Self
 
-from ..config import BPRLoss, Contrastive, Dropout, Loss, Negatives, NegativesConfig
+from ..config import Contrastive, Dropout, Loss, Negatives, NegativesConfig, SampledSoftmaxLoss, SquaredLoss
 from ..data.batches import ItemBatch, TrainingBatch, UserBatch
 from ..data.reader import Items, Users
 from ..data.sources import PairBatches, UserBatches
@@ -24,27 +24,32 @@ from .base import DataSchema, NeuralModelConfig
 from .two_sided import TwoSidedModel, catalogue_loss, sampled_loss
 
 LOSSES = ("bpr", "sampled_softmax", "squared")
+# Steps of the optimiser for the square root of the interactions.
+_STEPS = {"bpr": 3.0, "sampled_softmax": 1.5, "squared": 1.8}
+# A sampled loss scores all users of a batch for all its candidates.
+_MAX_BATCH = {"bpr": 16384, "sampled_softmax": 4096, "squared": 16384}
 
 
 class LightGCNModelConfig(NeuralModelConfig):
     """Options of `LightGCNModel`; see there."""
 
     n_factors: PositiveInt = 64
-    n_layers: PositiveInt = 3
+    n_layers: PositiveInt = 2
     layer_weights: tuple[NonNegativeFloat, ...] | None = None
-    loss: Loss = Field(default_factory=BPRLoss)
+    loss: Loss | None = None
     negatives: Negatives | None = None
     similarity: Literal["dot", "cosine"] | None = None
     temperature: PositiveFloat = 0.2
     edge_dropout: Dropout = 0.0
-    embedding_l2: NonNegativeFloat = 1e-4
+    embedding_l2: NonNegativeFloat | None = None
     contrastive: Contrastive | None = None
+    learning_rate: PositiveFloat = 1e-2
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
-        if self.loss.name not in LOSSES:
+        if self.loss is not None and self.loss.name not in LOSSES:
             raise ValueError(f"loss `{self.loss.name}` is not for LightGCN: use {', '.join(LOSSES)}")
-        if self.loss.name == "squared" and self.negatives is not None:
+        if self.loss is not None and self.loss.name == "squared" and self.negatives is not None:
             raise ValueError(
                 "loss `squared` is over the whole catalogue and takes no `negatives`: leave them out, or use bpr or "
                 "sampled_softmax"
@@ -187,19 +192,21 @@ class LightGCNModel(TwoSidedModel[LightGCNModelConfig]):
     layer_weights : tuple of float, optional
         Weights of the embeddings and of each step, ``n_layers + 1`` numbers; by default all are equal, and with
         `contrastive` the embeddings themselves don't count.
-    loss : str or dict or loss config
-        "bpr", "sampled_softmax" or "squared", which is over the whole catalogue.
+    loss : str or dict or loss config, optional
+        "bpr", "sampled_softmax" or "squared", which is over the whole catalogue; by default squared on dense data
+        (MovieLens) and sampled_softmax on sparse data.
     negatives : str or dict or NegativesConfig, optional
         Where a sampled loss takes its negatives: "uniform", "popularity", "in_batch", "hard"; by default one uniform
-        negative a pair for "bpr", and those that the batch shares for "sampled_softmax".
+        negative a pair for "bpr", and those of the batch for "sampled_softmax".
     similarity : {"dot", "cosine"}, optional
         How the vectors meet; by default cosine for "sampled_softmax" and dot for the others.
     temperature : float
         What a cosine is divided by.
     edge_dropout : float
         Share of the edges that a training step leaves out.
-    embedding_l2 : float
-        Penalty on the embeddings of the users and items of a batch, ``||e||^2 / 2`` for each pair.
+    embedding_l2 : float, optional
+        Penalty on the embeddings of the users and items of a batch, ``||e||^2 / 2`` for each pair; by default 0.05 for
+        "squared" and 1e-4, as in the paper, for the others.
     contrastive : str or dict or ContrastiveConfig, optional
         "simgcl" or "xsimgcl" for a further loss between noisy views of the graph.
     **params
@@ -228,10 +235,20 @@ class LightGCNModel(TwoSidedModel[LightGCNModelConfig]):
     config_class = LightGCNModelConfig
 
     def _adapt(self, config: LightGCNModelConfig, schema: DataSchema) -> LightGCNModelConfig:
+        loss: Any = config.loss
+        if loss is None:
+            suits_squared = config.negatives is None and config.similarity in (None, "dot")
+            loss = SquaredLoss() if schema.is_dense and suits_squared else SampledSoftmaxLoss()
+        n_pairs = schema.n_interactions
+        batch_size = config.batch_size or min(max(2 ** round(math.log2(n_pairs / 8)), 2048), _MAX_BATCH[loss.name])
+        steps = _STEPS[loss.name] * n_pairs**0.5
+        penalty = 0.05 if loss.name == "squared" else 1e-4
         chosen = {
-            "similarity": config.similarity or ("cosine" if config.loss.name == "sampled_softmax" else "dot"),
-            "batch_size": config.batch_size or 2048,
-            "epochs": config.epochs or 30,
+            "loss": loss,
+            "similarity": config.similarity or ("cosine" if loss.name == "sampled_softmax" else "dot"),
+            "embedding_l2": penalty if config.embedding_l2 is None else config.embedding_l2,
+            "batch_size": batch_size,
+            "epochs": config.epochs or max(round(steps / math.ceil(n_pairs / batch_size)), 3),
         }
         return LightGCNModelConfig(**{**dict(config), **chosen})
 
@@ -249,6 +266,7 @@ class LightGCNModel(TwoSidedModel[LightGCNModelConfig]):
     def _make_batches(
         self, config: LightGCNModelConfig, users: Users, items: Items, generator: torch.Generator
     ) -> Batches:
+        assert config.loss is not None
         assert config.batch_size is not None
         if config.loss.name == "squared":  # needs all items of a user at once
             n_users = math.ceil(config.batch_size * len(users) / len(users.histories.items))
@@ -256,6 +274,8 @@ class LightGCNModel(TwoSidedModel[LightGCNModelConfig]):
         return PairBatches(users, items, config.batch_size, generator).with_negatives(_negatives(config))
 
     def _batch_loss(self, config: LightGCNModelConfig, module: LightGCNModule, batch: TrainingBatch) -> torch.Tensor:
+        assert config.loss is not None
+        assert config.embedding_l2 is not None
         assert module.graph is not None
         edges = module.graph.drop_edges(config.edge_dropout)
         contrastive = config.contrastive
@@ -265,7 +285,8 @@ class LightGCNModel(TwoSidedModel[LightGCNModelConfig]):
         users, items = module.split(table)
         users, items = module.for_user(_take(users, batch.users.rows)), module.for_item(_take(items, batch.items.rows))
         if batch.negatives is None:
-            loss = catalogue_loss(config.loss, users, items, batch)
+            # A mean over the pairs like the other losses, to be weighed against the penalties.
+            loss = catalogue_loss(config.loss, users, items, batch) * (len(batch.users) / len(batch.rows))
         else:
             loss = sampled_loss(config.loss, _negatives(config), users, items, batch)
         loss = loss + config.embedding_l2 * _size_of_embeddings(module, batch)
@@ -286,7 +307,8 @@ class LightGCNModel(TwoSidedModel[LightGCNModelConfig]):
 def _negatives(config: LightGCNModelConfig) -> NegativesConfig:
     if config.negatives is not None:
         return config.negatives
-    return NegativesConfig() if config.loss.name == "bpr" else NegativesConfig(n=8192, shared=True)
+    is_pairwise = config.loss is not None and config.loss.name == "bpr"
+    return NegativesConfig() if is_pairwise else NegativesConfig(name="in_batch")
 
 
 def _size_of_embeddings(module: LightGCNModule, batch: TrainingBatch) -> torch.Tensor:

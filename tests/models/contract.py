@@ -77,7 +77,7 @@ CASES = {
     ),
     "LightGCNModel": Case(
         fast={"epochs": 3, "n_factors": 8},
-        good={"epochs": 30, "n_factors": 8, "batch_size": 64, "learning_rate": 0.05},
+        good={"epochs": 30, "n_factors": 8, "batch_size": 64, "learning_rate": 0.05, "loss": "bpr"},
         rich={
             "epochs": 2,
             "n_factors": 6,

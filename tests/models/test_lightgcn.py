@@ -31,7 +31,14 @@ from rectools_neural.models.base import DataSchema
 from rectools_neural.models.lightgcn import LightGCNModelConfig, LightGCNModule
 from rectools_neural.nn.graph import BipartiteGraph
 
-OPTIONS: dict[str, Any] = {"n_factors": 8, "epochs": 30, "batch_size": 64, "learning_rate": 0.05}
+OPTIONS: dict[str, Any] = {
+    "loss": "bpr",
+    "n_layers": 3,
+    "n_factors": 8,
+    "epochs": 30,
+    "batch_size": 64,
+    "learning_rate": 0.05,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "bpr": {},
     "one layer": {"n_layers": 1},
@@ -41,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "squared": {"loss": "squared"},
     "dropout": {"edge_dropout": 0.3},
     "simgcl": {"contrastive": "simgcl"},
-    "xsimgcl": {"contrastive": "xsimgcl", "loss": "sampled_softmax"},
+    "xsimgcl": {"contrastive": "xsimgcl", "n_layers": 2},
 }
 
 
@@ -71,8 +78,12 @@ N_USERS, N_ITEMS = len(LISTS), 5
 NOTHING = FeatureBatch(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)), numeric=torch.zeros(0, 0))
 
 
+# What a fit would fill in.
+EXPLICIT: dict[str, Any] = {"n_factors": 6, "n_layers": 3, "loss": "bpr", "embedding_l2": 0.0}
+
+
 def make_module(**options: Any) -> tuple[LightGCNModelConfig, LightGCNModule]:
-    config = LightGCNModelConfig(**{"n_factors": 6, "similarity": "dot", **options})
+    config = LightGCNModelConfig(**{**EXPLICIT, "similarity": "dot", **options})
     schema = DataSchema(N_USERS, N_ITEMS, sum(map(len, LISTS)), FeatureSchema(), FeatureSchema())
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -248,7 +259,7 @@ class TestLosses:
                 for item in range(N_ITEMS):
                     score = table[user] @ table[N_USERS + item]
                     total = total + ((1 - score) ** 2 if item in LISTS[user] else 0.3 * score**2)
-            return total / 2
+            return total / 6  # pairs
 
         self.check(expected, batch, loss={"name": "squared", "unobserved_weight": 0.3}, embedding_l2=0.0)
 
@@ -355,6 +366,42 @@ class TestFit:
         assert module.graph is None
 
 
+class TestChoices:
+    """What is left open follows from the data; what is chosen stands in `fitted_config` alone."""
+
+    @staticmethod
+    def sparse() -> Dataset:
+        """Three items of a thousand for each of 500 users."""
+        rng = np.random.default_rng(0)
+        return Dataset.construct(interactions(np.column_stack([np.arange(1500) // 3, rng.integers(0, 1000, 1500)])))
+
+    def test_dense_and_sparse_data(self, plain: Dataset) -> None:
+        chosen: list[Any] = []
+        for dataset in (plain, self.sparse()):
+            model = LightGCNModel(n_factors=8, get_trainer_func_kwargs={"max_steps": 2})
+            before = model.get_config()
+            chosen.append(model.fit(dataset).fitted_config)
+            assert model.get_config() == before
+            assert LightGCNModel.loads(model.dumps()).fitted_config == chosen[-1]
+        assert [(config.loss.name, config.similarity, config.embedding_l2) for config in chosen] == [
+            ("squared", "dot", 0.05),
+            ("sampled_softmax", "cosine", 1e-4),
+        ]
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"loss": "bpr"}, {"similarity": "cosine"}, {"batch_size": 5}, {"epochs": 2}, {"embedding_l2": 0.0}],
+        ids=str,
+    )
+    def test_what_is_given_stays(self, options: dict[str, Any], plain: Dataset) -> None:
+        model = LightGCNModel(n_factors=8, get_trainer_func_kwargs={"max_steps": 1}, **options).fit(plain)
+        (name,) = options
+        assert getattr(model.fitted_config, name) == getattr(model, name)
+
+    def test_defaults_learn(self, plain: Dataset, popular_share: float) -> None:
+        assert own_share(LightGCNModel().fit(plain), plain) > popular_share + 0.3
+
+
 class TestLater:
     def test_history_in_the_dataset_counts(self, plain: Dataset, frames: Any) -> None:
         """Without a refit: whoever has only odd items gets odd ones."""
@@ -422,16 +469,16 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "named"),
         [
-            ({"layer_weights": (1, 1)}, ["`layer_weights` has 2", "`n_layers` 3", "4 layers"]),
+            ({"layer_weights": (1, 1)}, ["`layer_weights` has 2", "`n_layers` 2", "3 layers"]),
             ({"n_layers": 1, "layer_weights": (1, 1, 1)}, ["`layer_weights` has 3", "2 layers"]),
-            ({"layer_weights": (0, 0, 0, 0)}, ["`layer_weights`", "all 0"]),
-            ({"layer_weights": (1, 1, -1, 1)}, ["layer_weights", "greater than or equal to 0"]),
+            ({"layer_weights": (0, 0, 0)}, ["`layer_weights`", "all 0"]),
+            ({"layer_weights": (1, 1, -1)}, ["layer_weights", "greater than or equal to 0"]),
             ({"n_layers": 0}, ["n_layers"]),
             ({"edge_dropout": 1.0}, ["edge_dropout", "less than 1"]),
             ({"edge_dropout": -0.1}, ["edge_dropout"]),
             ({"contrastive": {"noise": 1.0}}, ["contrastive", "noise"]),
             ({"contrastive": {"noise": -0.1}}, ["contrastive", "noise"]),
-            ({"contrastive": {"layer": 4}}, ["`layer` 4", "`contrastive`", "`n_layers` is 3"]),
+            ({"contrastive": {"layer": 3}}, ["`layer` 3", "`contrastive`", "`n_layers` is 2"]),
             ({"contrastive": "simclr"}, ["`simclr`", "did you mean `simgcl`"]),
             ({"embedding_l2": -1}, ["embedding_l2"]),
             ({"temperature": 0}, ["temperature"]),
@@ -499,7 +546,7 @@ def test_movielens() -> None:
         metric.calc(recommend(model.fit(train), train, users, k=10), truth)
         for model in (
             PopularModel(),
-            LightGCNModel(epochs=4, loss="sampled_softmax", negatives="in_batch", learning_rate=0.01),
+            LightGCNModel(),
         )
     )
     assert learnt > 1.5 * popular
