@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from .datasets import load_dataset
     from .models.autoencoder import DAEModel, MultDAEModel, MultVAEModel, RecVAEModel
     from .models.dssm import DSSMModel
+    from .models.lightgcn import LightGCNModel
     from .models.userknn import UserKNNModel
     from .registry import model_from_config, model_from_params
 
 __all__ = [
     "DAEModel",
     "DSSMModel",
+    "LightGCNModel",
     "MultDAEModel",
     "MultVAEModel",
     "RecVAEModel",

@@ -15,6 +15,7 @@ from .errors import did_you_mean
 MODELS: dict[str, str] = {
     "DAEModel": "rectools_neural.models.autoencoder",
     "DSSMModel": "rectools_neural.models.dssm",
+    "LightGCNModel": "rectools_neural.models.lightgcn",
     "MultDAEModel": "rectools_neural.models.autoencoder",
     "MultVAEModel": "rectools_neural.models.autoencoder",
     "RecVAEModel": "rectools_neural.models.autoencoder",

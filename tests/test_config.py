@@ -23,6 +23,7 @@ OPTIONS = [
     (config.Validation, "time", config.ValidationConfig),
     (config.Tower, "residual", config.TowerConfig),
     (config.HistoryEncoder, "transformer", config.HistoryEncoderConfig),
+    (config.Contrastive, "simgcl", config.ContrastiveConfig),
 ]
 IDS = [f"{cls.__name__}-{name}" for _, name, cls in OPTIONS]
 
@@ -114,6 +115,11 @@ class TestFields:
             (config.Tower, {"activation": "swish"}, "activation"),
             (config.HistoryEncoder, {"power": 1.5}, "power"),
             (config.HistoryEncoder, {"max_length": 0}, "max_length"),
+            (config.Contrastive, {"noise": 1.0}, "noise"),
+            (config.Contrastive, {"noise": -0.1}, "noise"),
+            (config.Contrastive, {"temperature": 0}, "temperature"),
+            (config.Contrastive, {"weight": 0}, "weight"),
+            (config.Contrastive, {"layer": 0}, "layer"),
         ],
     )
     def test_values_out_of_range_name_the_field(self, option: Any, value: dict[str, Any], field: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from typing_extensions import Self
 
 from ..config import NegativesConfig
 from .batches import FeatureBatch, HistoryBatch, ItemBatch, NegativeBatch, TrainingBatch, UserBatch
@@ -16,9 +17,9 @@ from .sampling import NegativeSampler
 
 
 @dataclass
-class UserBatches:
+class _Batches:
     """
-    Batches of users: each sees a part of the history and predicts all of it, or the hidden part.
+    What all sources share: whose and which interactions, and the negatives.
 
     Parameters
     ----------
@@ -27,14 +28,9 @@ class UserBatches:
     items : Items
         The training items, by row.
     batch_size : int
-        Users a batch.
-    hidden : float
-        Share of each history that is hidden.
+        What a batch counts is up to the source.
     generator : torch.Generator
         Source of all randomness.
-    predict_visible : bool
-        Whether the visible items are to be predicted as well. A loss that weighs an item against a whole catalogue
-        learns from them; one that compares it with a few negatives would only learn that it is there.
     sampler : NegativeSampler, optional
         Source of negatives; None for losses over the whole catalogue.
     n_negatives : int
@@ -43,10 +39,6 @@ class UserBatches:
         Whether a batch shares its candidates.
     in_batch : bool
         Whether the candidates are the targets of the batch.
-    positives_per_user : int, optional
-        Predict this many of the items at most, drawn anew each epoch; all by default.
-    noise : float
-        Probability of an item that is not in a history to be seen in it.
     entity_dropout : float
         Share of users that lose their id and history, of items that lose their id, and of users and items that lose
         their features, each drawn by itself. It trains the vectors of warm and cold entities.
@@ -55,15 +47,11 @@ class UserBatches:
     users: Users
     items: Items
     batch_size: int
-    hidden: float
     generator: torch.Generator
-    predict_visible: bool = True
     sampler: NegativeSampler | None = None
     n_negatives: int = 1
     shared: bool = False
     in_batch: bool = False
-    positives_per_user: int | None = None
-    noise: float = 0.0
     entity_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -72,7 +60,7 @@ class UserBatches:
         self._user_features = _with_missing_row(self.users.features)
         self._item_features = _with_missing_row(self.items.features)
 
-    def with_negatives(self, negatives: NegativesConfig) -> UserBatches:
+    def with_negatives(self, negatives: NegativesConfig) -> Self:
         """Return the same batches with negatives."""
         power = {"popularity": negatives.power, "in_batch": 1.0}.get(negatives.name, 0.0)
         return replace(
@@ -84,74 +72,49 @@ class UserBatches:
         )
 
     def __len__(self) -> int:
-        return -(-len(self.users) // self.batch_size)
+        return -(-self._n_examples() // self.batch_size)
 
     def __iter__(self) -> Iterator[TrainingBatch]:
-        order = torch.randperm(len(self.users), generator=self.generator).numpy()
-        # Batches of one size, give or take one: a last batch of a single user would be all noise.
-        for positions in np.array_split(order, len(self)):
-            yield self._batch(positions)
+        order = torch.randperm(self._n_examples(), generator=self.generator).numpy()
+        # Batches of one size, give or take one: a last batch of a single example would be all noise.
+        for examples in np.array_split(order, len(self)):
+            yield self._batch(examples)
 
-    def _batch(self, positions: np.ndarray) -> TrainingBatch:
-        history = history_batch(self.users.histories.take(positions))
-        hide = torch.rand(len(history.items), generator=self.generator) < self.hidden
-        rows, targets = history.rows(), history.items
-        predicted = torch.ones_like(hide)
-        if not self.predict_visible:
-            hide = predicted = self._hide_at_least_one(history, hide)
-        if self.positives_per_user is not None:
-            chosen = self._choose(rows[predicted], len(positions), self.positives_per_user)
-            predicted = torch.zeros_like(hide).masked_scatter_(predicted, chosen)
-        is_new = self._drop(len(positions))
-        users = UserBatch(
-            torch.from_numpy(self.users.rows[positions]).masked_fill(is_new, -1),
-            self._with_noise(history, history.keep(~hide & ~is_new[rows])),
-            self._features(self._user_features, positions),
-        )
-        rows, targets = rows[predicted], targets[predicted]
-        weights = None if history.weights is None else history.weights[predicted]
-        if self.sampler is None:
-            return TrainingBatch(users, self._items(None), rows, targets, weights=weights)
-        batch = self._with_negatives(users, positions, history, rows, targets, self.sampler)
-        return replace(batch, weights=weights)
+    def _n_examples(self) -> int:
+        raise NotImplementedError
 
-    def _with_negatives(
+    def _batch(self, examples: np.ndarray) -> TrainingBatch:
+        raise NotImplementedError
+
+    def _users(self, positions: np.ndarray, history: HistoryBatch, is_new: torch.Tensor) -> UserBatch:
+        rows = torch.from_numpy(self.users.rows[positions]).masked_fill(is_new, -1)
+        return UserBatch(rows, history, self._features(self._user_features, positions))
+
+    def _with_items(
         self,
         users: UserBatch,
         positions: np.ndarray,
-        whole: HistoryBatch,
         rows: torch.Tensor,
         targets: torch.Tensor,
-        sampler: NegativeSampler,
+        weights: torch.Tensor | None,
     ) -> TrainingBatch:
+        """Complete a batch by the items that it is about; `positions` are those of its users."""
+        if self.sampler is None:
+            return TrainingBatch(users, self._items(None), rows, targets, weights=weights)
         is_positive = None
         if self.in_batch or self.shared:
-            negatives = targets.unique() if self.in_batch else sampler.sample_shared(self.n_negatives, self.generator)
-            is_positive = self._mark(whole, negatives)
-            log_inclusion = sampler.log_inclusion(len(targets) if self.in_batch else self.n_negatives)[negatives]
+            negatives = (
+                targets.unique() if self.in_batch else self.sampler.sample_shared(self.n_negatives, self.generator)
+            )
+            is_positive = self._mark(history_batch(self.users.histories.take(positions)), negatives)
+            log_inclusion = self.sampler.log_inclusion(len(targets) if self.in_batch else self.n_negatives)[negatives]
         else:
             owners = torch.from_numpy(positions)[rows]
-            negatives = sampler.sample(owners, self.n_negatives, self.generator)
-            log_inclusion = sampler.log_expected(owners, negatives)
+            negatives = self.sampler.sample(owners, self.n_negatives, self.generator)
+            log_inclusion = self.sampler.log_expected(owners, negatives)
         items, place = self._compact(torch.cat([targets, negatives.flatten()]))
         targets, negatives = place[: len(targets)], place[len(targets) :].view(negatives.shape)
-        return TrainingBatch(users, items, rows, targets, NegativeBatch(negatives, log_inclusion, is_positive))
-
-    def _with_noise(self, whole: HistoryBatch, visible: HistoryBatch) -> HistoryBatch:
-        """Add items that the users don't have, each with the same probability."""
-        if not self.noise:
-            return visible
-        n_items = len(self.items)
-        n_pairs = torch.tensor(float(len(whole.lengths) * n_items), dtype=torch.float64)
-        n_added = int(torch.binomial(n_pairs, torch.tensor(self.noise).double(), generator=self.generator))
-        added = torch.randint(int(n_pairs), (n_added,), generator=self.generator).unique()
-        added = added[torch.isin(added, whole.rows() * n_items + whole.items, invert=True)]
-        rows, items = torch.cat([visible.rows(), added // n_items]), torch.cat([visible.items, added % n_items])
-        order = rows.argsort(stable=True)
-        weights = visible.weights
-        if weights is not None:
-            weights = torch.cat([weights, torch.ones(len(added))])[order]
-        return HistoryBatch(items[order], torch.bincount(rows, minlength=len(whole.lengths)), weights)
+        return TrainingBatch(users, items, rows, targets, NegativeBatch(negatives, log_inclusion, is_positive), weights)
 
     def _mark(self, history: HistoryBatch, candidates: torch.Tensor) -> torch.Tensor:
         """Tell which candidates (each given once) are a user's own, shape ``(n_users, n_candidates)``."""
@@ -183,6 +146,67 @@ class UserBatches:
     def _drop(self, n: int) -> torch.Tensor:
         return torch.rand(n, generator=self.generator) < self.entity_dropout
 
+
+@dataclass
+class UserBatches(_Batches):
+    """
+    Batches of users: each sees a part of the history and predicts all of it, or the hidden part.
+
+    Parameters
+    ----------
+    users, items, batch_size, generator, sampler, n_negatives, shared, in_batch, entity_dropout
+        As for all sources; a batch counts users.
+    hidden : float
+        Share of each history that is hidden.
+    predict_visible : bool
+        Whether the visible items are to be predicted as well. A loss that weighs an item against a whole catalogue
+        learns from them; one that compares it with a few negatives would only learn that it is there.
+    positives_per_user : int, optional
+        Predict this many of the items at most, drawn anew each epoch; all by default.
+    noise : float
+        Probability of an item that is not in a history to be seen in it.
+    """
+
+    hidden: float = 0.0
+    predict_visible: bool = True
+    positives_per_user: int | None = None
+    noise: float = 0.0
+
+    def _n_examples(self) -> int:
+        return len(self.users)
+
+    def _batch(self, examples: np.ndarray) -> TrainingBatch:
+        history = history_batch(self.users.histories.take(examples))
+        hide = torch.rand(len(history.items), generator=self.generator) < self.hidden
+        rows, targets = history.rows(), history.items
+        predicted = torch.ones_like(hide)
+        if not self.predict_visible:
+            hide = predicted = self._hide_at_least_one(history, hide)
+        if self.positives_per_user is not None:
+            chosen = self._choose(rows[predicted], len(examples), self.positives_per_user)
+            predicted = torch.zeros_like(hide).masked_scatter_(predicted, chosen)
+        is_new = self._drop(len(examples))
+        visible = self._with_noise(history, history.keep(~hide & ~is_new[rows]))
+        users = self._users(examples, visible, is_new)
+        weights = None if history.weights is None else history.weights[predicted]
+        return self._with_items(users, examples, rows[predicted], targets[predicted], weights)
+
+    def _with_noise(self, whole: HistoryBatch, visible: HistoryBatch) -> HistoryBatch:
+        """Add items that the users don't have, each with the same probability."""
+        if not self.noise:
+            return visible
+        n_items = len(self.items)
+        n_pairs = torch.tensor(float(len(whole.lengths) * n_items), dtype=torch.float64)
+        n_added = int(torch.binomial(n_pairs, torch.tensor(self.noise).double(), generator=self.generator))
+        added = torch.randint(int(n_pairs), (n_added,), generator=self.generator).unique()
+        added = added[torch.isin(added, whole.rows() * n_items + whole.items, invert=True)]
+        rows, items = torch.cat([visible.rows(), added // n_items]), torch.cat([visible.items, added % n_items])
+        order = rows.argsort(stable=True)
+        weights = visible.weights
+        if weights is not None:
+            weights = torch.cat([weights, torch.ones(len(added))])[order]
+        return HistoryBatch(items[order], torch.bincount(rows, minlength=len(whole.lengths)), weights)
+
     def _hide_at_least_one(self, history: HistoryBatch, hide: torch.Tensor) -> torch.Tensor:
         rows = history.rows()
         first = self._choose(rows, len(history.lengths), 1)
@@ -201,6 +225,36 @@ class UserBatches:
         shuffled = torch.rand(len(rows), generator=self.generator, dtype=torch.float64).add_(rows).argsort()
         chosen[shuffled[torch.arange(len(rows)) - first[rows] < n]] = True
         return chosen
+
+
+@dataclass
+class PairBatches(_Batches):
+    """
+    Batches of interactions: users that have them, without histories, in which the pair to predict would stand.
+
+    Each user of a batch is there once; `rows` of the batch tell whose each pair is.
+
+    Parameters
+    ----------
+    users, items, batch_size, generator, sampler, n_negatives, shared, in_batch, entity_dropout
+        As for all sources; a batch counts interactions.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._owners = self.users.histories.rows()
+
+    def _n_examples(self) -> int:
+        return len(self._owners)
+
+    def _batch(self, examples: np.ndarray) -> TrainingBatch:
+        histories = self.users.histories
+        positions, rows = np.unique(self._owners[examples], return_inverse=True)
+        nothing = HistoryBatch(torch.zeros(0, dtype=torch.int64), torch.zeros(len(positions), dtype=torch.int64))
+        users = self._users(positions, nothing, self._drop(len(positions)))
+        weights = None if histories.weights is None else torch.from_numpy(histories.weights[examples]).float()
+        targets = torch.from_numpy(histories.items[examples])
+        return self._with_items(users, positions, torch.from_numpy(rows), targets, weights)
 
 
 def _with_missing_row(features: EncodedFeatures) -> EncodedFeatures:

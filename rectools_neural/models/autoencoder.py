@@ -31,7 +31,7 @@ from ..nn.bags import normalised_sum_of_rows
 from ..nn.towers import ACTIVATIONS
 from ..training.loop import Batches
 from .base import DataSchema, NeuralModelConfig
-from .two_sided import TwoSidedModel, catalogue_loss
+from .two_sided import TwoSidedModel, catalogue_loss, sampled_loss
 
 _LARGE_CATALOGUE = 100_000  # items from which on a softmax over all of them costs more than it gives
 _MAX_TABLE = 4 * 2**30  # bytes that the scores of a batch may take, with their gradient
@@ -366,20 +366,18 @@ class AutoencoderModel(TwoSidedModel[Config], Generic[Config]):
     def _make_batches(self, config: Config, users: Users, items: Items, generator: torch.Generator) -> Batches:
         assert config.loss is not None
         assert config.batch_size is not None
-        batches = UserBatches(users, items, config.batch_size, config.history_dropout, generator)
-        if config.loss.name != "sampled_softmax":
-            return batches
-        negatives = config.negatives or NegativesConfig(n=8192, shared=True)
-        return batches.with_negatives(negatives)
+        batches = UserBatches(users, items, config.batch_size, generator, hidden=config.history_dropout)
+        return batches.with_negatives(_negatives(config)) if config.loss.name == "sampled_softmax" else batches
 
     def _batch_loss(self, config: Config, module: AutoencoderModule, batch: TrainingBatch) -> torch.Tensor:
         assert config.loss is not None
         vectors, penalty = module.training_vectors(batch)
-        loss = catalogue_loss(config.loss, vectors, module.item_vectors(batch.items), batch)
-        if config.loss.name == "sampled_softmax":
-            # A sum over the items of a user like the other losses, to be weighed against the penalty.
-            loss = loss * (len(batch.rows) / len(batch.users))
-        return loss + penalty
+        items = module.item_vectors(batch.items)
+        if config.loss.name != "sampled_softmax":
+            return catalogue_loss(config.loss, vectors, items, batch) + penalty
+        loss = sampled_loss(config.loss, _negatives(config), vectors, items, batch)
+        # A sum over the items of a user like the other losses, to be weighed against the penalty.
+        return loss * (len(batch.rows) / len(batch.users)) + penalty
 
 
 class DAEModelConfig(AutoencoderConfig):
@@ -676,6 +674,10 @@ def deterministic_module(schema: DataSchema, config: AutoencoderConfig) -> Autoe
     """Build encoder and decoder of a plain autoencoder, whose code is a hidden layer like the others."""
     sizes = (*config.hidden, config.n_factors)
     return AutoencoderModule(schema, config, Encoder(schema.n_items, sizes, config.activation, is_hidden=True))
+
+
+def _negatives(config: AutoencoderConfig) -> NegativesConfig:
+    return config.negatives or NegativesConfig(n=8192, shared=True)
 
 
 def _table(n_items: int, dim: int) -> nn.Parameter:

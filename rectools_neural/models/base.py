@@ -26,6 +26,8 @@ from ..ranking import Ranking
 from ..training.loop import PRECISIONS, Batches, Outcome, Plan, Trainer, isolated_random_state, train
 from .pack import PackModel, PackModelConfig, check_not_empty, import_if_str
 
+_DENSE = 0.005  # share of the user-item pairs
+
 METRICS = {
     "ndcg": lambda k: NDCG(k, divide_by_achievable=True),
     "recall": Recall,
@@ -103,6 +105,11 @@ class DataSchema:
     user_features: FeatureSchema
     item_features: FeatureSchema
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether so many of the user-item pairs are there that a loss over all of them beats a sampled one."""
+        return self.n_interactions >= _DENSE * self.n_users * self.n_items
+
 
 NeuralConfig = TypeVar("NeuralConfig", bound=NeuralModelConfig)
 
@@ -161,6 +168,9 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
 
     def _read_training_data(self, module: Any, users: Users) -> None:
         """Give the module what it must know of the training data besides the schema; nothing by default."""
+
+    def _forget_training_data(self, module: Any) -> None:
+        """Take from the trained module, in evaluation mode, what only training needs; nothing by default."""
 
     def _make_batches(self, config: NeuralConfig, users: Users, items: Items, generator: torch.Generator) -> Batches:
         raise NotImplementedError
@@ -309,7 +319,9 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
                 self.get_trainer_func or Trainer,
                 self._trainer_kwargs(),
             )
-        return FittedState(config, schema, reader, module.cpu().float().eval()), outcome
+        module.cpu().float().eval()
+        self._forget_training_data(module)
+        return FittedState(config, schema, reader, module), outcome
 
     def _evaluation(
         self,

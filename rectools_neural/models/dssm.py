@@ -23,22 +23,20 @@ from ..config import (
     Tower,
     TowerConfig,
 )
-from ..data.batches import ItemBatch, NegativeBatch, TrainingBatch, UserBatch
+from ..data.batches import ItemBatch, TrainingBatch, UserBatch
 from ..data.reader import Items, Users
 from ..data.sources import UserBatches
 from ..nn.features import FeatureEmbedding
 from ..nn.history import make_history_encoder
 from ..nn.towers import make_tower
-from ..training import losses
 from ..training.loop import Batches
 from .base import DataSchema, NeuralModelConfig
-from .two_sided import TwoSidedModel, catalogue_loss
+from .two_sided import TwoSidedModel, catalogue_loss, sampled_loss
 
 Value = TypeVar("Value")
 
 WHOLE_CATALOGUE = ("squared", "softmax")
 POSITIVE_SCORES = ("squared", "softmax", "bce")  # losses that need scores above and below zero
-_DENSE = 0.005  # share of the user-item pairs from which on the squared loss beats the softmax
 # Steps of the optimiser for the square root of the interactions: with fewer of them the model underfits, with more it
 # overfits or, on sparse data, takes longer than it is worth.
 _STEPS = {"squared": 1.4, "others": 1.0}
@@ -151,14 +149,6 @@ class TwoTowerModule(nn.Module):
             return vectors
         return torch.cat([vectors, _take(self.item_bias, items.rows).masked_fill(items.is_unknown, 0.0)], dim=1)
 
-    def pair_scores(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Scores of pairs of vectors, over the last dimension."""
-        return -(users - items).norm(dim=-1) if self.euclidean else (users * items).sum(dim=-1)
-
-    def all_scores(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Scores of all users for all items, shape ``(n_users, n_items)``."""
-        return -torch.cdist(users, items) if self.euclidean else users @ items.T
-
 
 def _take(table: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
     return table if rows is None else F.embedding(rows, table)
@@ -240,7 +230,7 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
     def _adapt(self, config: DSSMModelConfig, schema: DataSchema) -> DSSMModelConfig:
         if not config.use_item_ids and schema.item_features.is_empty:
             raise ValueError("`use_item_ids` is off, but the dataset has no item features to tell items apart by")
-        is_dense = schema.n_interactions >= _DENSE * schema.n_users * schema.n_items
+        is_dense = schema.is_dense
         loss: Any = config.loss
         if loss is None:
             suits_squared = config.negatives is None and config.similarity in (None, "dot")
@@ -274,8 +264,8 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
             users,
             items,
             config.batch_size,
-            config.history_dropout or 0.0,
             generator,
+            hidden=config.history_dropout or 0.0,
             predict_visible=config.loss.name not in ("bpr", "bce", "triplet"),
             positives_per_user=config.positives_per_user,
             entity_dropout=config.entity_dropout or 0.0,
@@ -290,19 +280,7 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
         users, items = module.user_vectors(batch.users), module.item_vectors(batch.items)
         if loss.name in WHOLE_CATALOGUE:
             return catalogue_loss(loss, users, items, batch)
-        assert batch.negatives is not None
-        positive = module.pair_scores(F.embedding(batch.rows, users), F.embedding(batch.targets, items))
-        negative, rows = _negative_scores(module, users, items, batch, batch.negatives)
-        if loss.name == "sampled_softmax":
-            return losses.sampled_softmax_loss(positive, negative, rows, batch.negatives.log_inclusion)
-        negatives = _negatives(config)
-        if negatives.name == "hard":
-            negative = negative.topk(min(negatives.n, negative.shape[1]), dim=1).values
-        if loss.name == "bpr":
-            return losses.bpr_loss(positive, negative[rows])
-        if loss.name == "bce":
-            return losses.bce_loss(positive, negative[rows])
-        return losses.triplet_loss(positive, negative[rows], loss.margin, loss.mining)
+        return sampled_loss(loss, _negatives(config), users, items, batch, module.euclidean)
 
 
 def _default(value: Value | None, default: Value) -> Value:
@@ -316,14 +294,3 @@ def _negatives(config: DSSMModelConfig) -> NegativesConfig:
     if config.loss is not None and config.loss.name == "sampled_softmax":
         return NegativesConfig(n=8192, shared=True)
     return NegativesConfig(n=4)
-
-
-def _negative_scores(
-    module: TwoTowerModule, users: torch.Tensor, items: torch.Tensor, batch: TrainingBatch, negatives: NegativeBatch
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Score the negatives; also tell which row of the scores belongs to each pair."""
-    if negatives.is_positive is not None:  # candidates shared by the users of the batch
-        scores = module.all_scores(users, F.embedding(negatives.items, items))
-        return scores.masked_fill(negatives.is_positive, -torch.inf), batch.rows
-    scores = module.pair_scores(F.embedding(batch.rows, users).unsqueeze(1), F.embedding(negatives.items, items))
-    return scores, torch.arange(len(scores), device=scores.device)

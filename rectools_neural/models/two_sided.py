@@ -11,6 +11,7 @@ from rectools.dataset import Dataset
 from rectools.exceptions import NotFittedError
 from scipy import sparse
 
+from ..config import NegativesConfig
 from ..data.batches import TrainingBatch
 from ..data.reader import Items, Users, match
 from ..ranking import Ranking, rank_vectors
@@ -78,14 +79,14 @@ class TwoSidedModel(NeuralModelBase[NeuralConfig], Generic[NeuralConfig]):
 
 def catalogue_loss(loss: Any, users: torch.Tensor, items: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:
     """
-    Loss of a batch with dot scores: over the whole catalogue, or over a sample of it that the batch shares.
+    Loss of a batch with dot scores over the whole catalogue.
 
     Parameters
     ----------
-    loss : SquaredLoss or LogisticLoss or SoftmaxLoss or SampledSoftmaxLoss
+    loss : SquaredLoss or LogisticLoss or SoftmaxLoss
         Which one.
     users, items : torch.Tensor
-        Vectors of the users and of the items of the batch, shapes ``(n_users, dim)`` and ``(n_items, dim)``.
+        Vectors of the users of the batch and of all items, shapes ``(n_users, dim)`` and ``(n_items, dim)``.
     batch : TrainingBatch
         What to predict.
 
@@ -94,20 +95,65 @@ def catalogue_loss(loss: Any, users: torch.Tensor, items: torch.Tensor, batch: T
     torch.Tensor
         A scalar.
     """
-    rows, targets, weights = batch.rows, batch.targets, batch.weights
     if loss.name == "squared":
-        return losses.squared_loss(users, items, rows, targets, loss.unobserved_weight, weights)
-    if loss.name == "logistic":
-        return losses.logistic_loss(users @ items.T, rows, targets, weights)
-    if loss.name == "softmax":
-        return losses.softmax_loss(users @ items.T, rows, targets, weights)
-    assert batch.negatives is not None
-    assert batch.negatives.is_positive is not None
-    negative = (users @ F.embedding(batch.negatives.items, items).T).masked_fill(
-        batch.negatives.is_positive, -torch.inf
-    )
-    positive = losses.pair_scores(users, items, rows, targets)
-    return losses.sampled_softmax_loss(positive, negative, rows, batch.negatives.log_inclusion, weights)
+        return losses.squared_loss(users, items, batch.rows, batch.targets, loss.unobserved_weight, batch.weights)
+    over_logits = losses.logistic_loss if loss.name == "logistic" else losses.softmax_loss
+    return over_logits(users @ items.T, batch.rows, batch.targets, batch.weights)
+
+
+def sampled_loss(
+    loss: Any,
+    negatives: NegativesConfig,
+    users: torch.Tensor,
+    items: torch.Tensor,
+    batch: TrainingBatch,
+    euclidean: bool = False,
+) -> torch.Tensor:
+    """
+    Loss of a batch against its negatives.
+
+    Parameters
+    ----------
+    loss : SampledSoftmaxLoss or BPRLoss or BCELoss or TripletLoss
+        Which one.
+    negatives : NegativesConfig
+        Where the negatives of the batch come from.
+    users, items : torch.Tensor
+        Vectors of the users and of the items of the batch, shapes ``(n_users, dim)`` and ``(n_items, dim)``.
+    batch : TrainingBatch
+        What to predict.
+    euclidean : bool
+        Whether a score is minus the distance, not the dot product.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar.
+    """
+    drawn = batch.negatives
+    assert drawn is not None
+    owners = F.embedding(batch.rows, users)
+    positive = _pair_scores(owners, F.embedding(batch.targets, items), euclidean)
+    others = F.embedding(drawn.items, items)
+    if drawn.is_positive is not None:  # candidates shared by the users of the batch
+        scores = -torch.cdist(users, others) if euclidean else users @ others.T
+        negative, rows = scores.masked_fill(drawn.is_positive, -torch.inf), batch.rows
+    else:
+        negative = _pair_scores(owners.unsqueeze(1), others, euclidean)
+        rows = torch.arange(len(negative), device=negative.device)
+    if loss.name == "sampled_softmax":
+        return losses.sampled_softmax_loss(positive, negative, rows, drawn.log_inclusion, batch.weights)
+    if negatives.name == "hard":
+        negative = negative.topk(min(negatives.n, negative.shape[1]), dim=1).values
+    if loss.name == "bpr":
+        return losses.bpr_loss(positive, negative[rows])
+    if loss.name == "bce":
+        return losses.bce_loss(positive, negative[rows])
+    return losses.triplet_loss(positive, negative[rows], loss.margin, loss.mining)
+
+
+def _pair_scores(users: torch.Tensor, items: torch.Tensor, euclidean: bool) -> torch.Tensor:
+    return -(users - items).norm(dim=-1) if euclidean else (users * items).sum(dim=-1)
 
 
 def _user_vectors(module: Any, users: Users) -> torch.Tensor:

@@ -209,6 +209,26 @@ def triplet_loss(positive: torch.Tensor, negative: torch.Tensor, margin: float, 
     return _mean_of_valid(F.relu(margin - positive + hardest), hardest)
 
 
+def info_nce_loss(one: torch.Tensor, other: torch.Tensor, temperature: float) -> torch.Tensor:
+    """
+    Cross entropy of finding the same entity in another view by the cosine (van den Oord et al. 2018).
+
+    Parameters
+    ----------
+    one, other : torch.Tensor
+        Two views of the same entities, shape ``(n_entities, dim)``.
+    temperature : float
+        What the cosines are divided by.
+
+    Returns
+    -------
+    torch.Tensor
+        Mean over the entities, a scalar.
+    """
+    logits = F.normalize(one, dim=1) @ F.normalize(other, dim=1).T / temperature
+    return F.cross_entropy(logits, torch.arange(len(one), device=one.device))
+
+
 def pair_scores(users: torch.Tensor, items: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Dot products of the pairs ``(users[rows], items[targets])``, shape ``(n_pairs,)``."""
     return (users.index_select(0, rows) * items.index_select(0, targets)).sum(dim=1)

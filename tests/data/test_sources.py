@@ -8,12 +8,13 @@ import pytest
 import torch
 from scipy import sparse, stats
 
+from rectools_neural.config import NegativesConfig
 from rectools_neural.data.batches import FeatureBatch, FeatureSchema, ItemBatch, NegativeBatch, TrainingBatch
 from rectools_neural.data.features import EncodedFeatures
 from rectools_neural.data.histories import Histories
 from rectools_neural.data.reader import Items, Users
 from rectools_neural.data.sampling import NegativeSampler
-from rectools_neural.data.sources import UserBatches
+from rectools_neural.data.sources import PairBatches, UserBatches
 
 SIGNIFICANCE = 1e-3
 # A number that tells entities apart (1, 2, ...; 0 is missing), and a category that all entities have.
@@ -48,8 +49,8 @@ def make_source(
         Users(np.arange(len(lengths)), histories, named_features(len(lengths))),
         Items(np.arange(n_items), named_features(n_items)),
         batch_size,
-        hidden,
         generator(seed),
+        hidden=hidden,
         **options,
     )
 
@@ -67,7 +68,12 @@ def negatives_of(batch: TrainingBatch) -> NegativeBatch:
     return batch.negatives
 
 
-def owned(source: UserBatches) -> list[list[int]]:
+def pairs_of(source: UserBatches, batch_size: int = 7, seed: int = 0, **options: Any) -> PairBatches:
+    """Batches of the interactions of a source."""
+    return PairBatches(source.users, source.items, batch_size, generator(seed), **options)
+
+
+def owned(source: UserBatches | PairBatches) -> list[list[int]]:
     histories = source.users.histories
     return [histories.items[a:b].tolist() for a, b in zip(histories.indptr[:-1], histories.indptr[1:], strict=True)]
 
@@ -84,6 +90,15 @@ def split(batch: TrainingBatch) -> list[tuple[list[int], list[int]]]:
 
 def item_rows(items: ItemBatch) -> list[int]:
     return list(range(len(items.is_unknown))) if items.rows is None else items.rows.tolist()
+
+
+def check_marks(source: UserBatches | PairBatches, batch: TrainingBatch, negatives: list[int]) -> None:
+    is_positive = negatives_of(batch).is_positive
+    assert is_positive is not None
+    assert len(set(negatives)) == len(negatives)
+    # Own items count whether they are hidden or visible.
+    expected = [[item in owned(source)[user] for item in negatives] for user in batch.users.rows.tolist()]
+    assert is_positive.tolist() == expected
 
 
 LENGTHS = [1, 2, 3, 9, 30, 5, 1, 12, 4, 8, 2, 6, 7, 20, 1, 3, 10, 2, 25, 4]
@@ -263,7 +278,7 @@ class TestHiddenTargets:
             candidates = negatives_of(batch).items
             assert candidates.ndim == 1
             assert 1 <= len(candidates) <= 8
-            self._check_marks(source, batch, rows[candidates].tolist())
+            check_marks(source, batch, rows[candidates].tolist())
 
     def test_candidates_of_the_batch(self) -> None:
         source = sampled(make_source(LENGTHS, 40), 1.0, in_batch=True)
@@ -271,16 +286,7 @@ class TestHiddenTargets:
             rows = np.array(item_rows(batch.items))
             negatives = rows[negatives_of(batch).items].tolist()
             assert sorted(negatives) == sorted(set(rows[batch.targets].tolist()))
-            self._check_marks(source, batch, negatives)
-
-    @staticmethod
-    def _check_marks(source: UserBatches, batch: TrainingBatch, negatives: list[int]) -> None:
-        is_positive = negatives_of(batch).is_positive
-        assert is_positive is not None
-        assert len(set(negatives)) == len(negatives)
-        # Own items count whether they are hidden or visible.
-        expected = [[item in owned(source)[user] for item in negatives] for user in batch.users.rows.tolist()]
-        assert is_positive.tolist() == expected
+            check_marks(source, batch, negatives)
 
     @pytest.mark.parametrize("options", NEGATIVES.values(), ids=NEGATIVES)
     def test_only_items_that_occur_get_a_vector(self, options: dict[str, Any]) -> None:
@@ -374,3 +380,92 @@ class TestEntityDropout:
         for batch in make_source(LENGTHS, 40):
             assert (batch.users.rows >= 0).all()
             assert not batch.items.is_unknown.any()
+
+
+class TestPairs:
+    """Interactions instead of users; what negatives there are is as for users."""
+
+    PAIR_NEGATIVES: dict[str, dict[str, Any]] = {  # noqa: RUF012
+        "own": {"name": "uniform", "n": 3},
+        "popular": {"name": "popularity", "n": 3, "power": 0.5},
+        "shared": {"name": "uniform", "n": 8, "shared": True},
+        "in_batch": {"name": "in_batch"},
+        "hard": {"name": "hard", "n": 2, "pool": 4},
+    }
+
+    @pytest.fixture(params=PAIR_NEGATIVES)
+    def source(self, request: pytest.FixtureRequest) -> PairBatches:
+        negatives = NegativesConfig(**self.PAIR_NEGATIVES[request.param])
+        return pairs_of(make_source(LENGTHS, 60), 10).with_negatives(negatives)
+
+    @staticmethod
+    def epoch(source: PairBatches) -> list[tuple[int, int]]:
+        pairs = []
+        for batch in source:
+            users, items = batch.users.rows[batch.rows], torch.tensor(item_rows(batch.items))[batch.targets]
+            pairs += list(zip(users.tolist(), items.tolist(), strict=True))
+        return pairs
+
+    @pytest.mark.parametrize("batch_size", [1, 10, sum(LENGTHS), 1000])
+    def test_each_pair_once(self, batch_size: int) -> None:
+        source = pairs_of(make_source(LENGTHS, 40), batch_size)
+        assert len(source) == len(list(source)) == -(-sum(LENGTHS) // batch_size)
+        sizes = [len(batch.rows) for batch in source]
+        assert max(sizes) <= batch_size
+        assert max(sizes) - min(sizes) <= 1
+        first, second = self.epoch(source), self.epoch(source)
+        assert first != second
+        expected = [(user, item) for user, items in enumerate(owned(source)) for item in items]
+        assert sorted(first) == sorted(second) == sorted(expected)
+
+    def test_users_are_there_once_and_without_histories(self, source: PairBatches) -> None:
+        for batch in source:
+            assert batch.users.rows.tolist() == sorted(set(batch.users.rows.tolist()))
+            assert set(batch.rows.tolist()) == set(range(len(batch.users)))
+            assert batch.users.history.lengths.tolist() == [0] * len(batch.users)
+            assert len(batch.users.history.items) == 0
+            assert entity_of(batch.users.features) == batch.users.rows.tolist()
+            assert entity_of(batch.items.features) == item_rows(batch.items)
+
+    def test_negatives_are_not_positives(self, source: PairBatches) -> None:
+        for batch in source:
+            rows, drawn = np.array(item_rows(batch.items)), negatives_of(batch)
+            if drawn.is_positive is not None:
+                check_marks(source, batch, rows[drawn.items].tolist())
+                continue
+            assert drawn.items.shape == (len(batch.targets), source.n_negatives)
+            for row, negatives in zip(batch.rows.tolist(), drawn.items, strict=True):
+                assert not set(rows[negatives].tolist()) & set(owned(source)[int(batch.users.rows[row])])
+
+    def test_rows_of_a_part_of_the_users(self) -> None:
+        """Rows are those of the fitted model, whatever the positions."""
+        source = make_source(LENGTHS, 40)
+        part = pairs_of(replace(source, users=source.users.take(np.array([3, 8, 9]))))
+        part = part.with_negatives(NegativesConfig(n=4))
+        expected = [(user, item) for user in (3, 8, 9) for item in owned(source)[user]]
+        assert sorted(self.epoch(part)) == sorted(expected)
+
+    def test_without_negatives_the_catalogue_is_whole(self) -> None:
+        for batch in pairs_of(make_source(LENGTHS, 40)):
+            assert batch.negatives is None
+            assert item_rows(batch.items) == list(range(40))
+
+    def test_weights_go_with_their_pairs(self) -> None:
+        source = make_source(LENGTHS, 40)
+        histories = source.users.histories
+        weights = 100.0 * histories.rows() + histories.items
+        source = replace(source, users=replace(source.users, histories=replace(histories, weights=weights)))
+        for batch in pairs_of(source):
+            assert batch.weights is not None
+            assert torch.equal(batch.weights, (100.0 * batch.users.rows[batch.rows] + batch.targets).float())
+
+    def test_same_seed_same_batches(self, source: PairBatches) -> None:
+        one, other, third = (replace(source, generator=generator(seed)) for seed in (0, 0, 1))
+        first = [tensor for batch in one for tensor in tensors(batch)]
+        assert all(torch.equal(a, b) for a, b in zip(first, [t for b in other for t in tensors(b)], strict=True))
+        assert self.epoch(replace(one, generator=generator(0))) != self.epoch(third)
+
+    def test_entity_dropout(self) -> None:
+        source = pairs_of(make_source([4] * 500, 60), 100, entity_dropout=0.3)
+        dropped = torch.cat([batch.users.rows < 0 for batch in source]).float()
+        assert abs(dropped.mean() - 0.3) <= 4 * (0.3 * 0.7 / len(dropped)) ** 0.5

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rectools_neural.training.losses import (
     bce_loss,
     bpr_loss,
+    info_nce_loss,
     logistic_loss,
     pair_scores,
     sampled_softmax_loss,
@@ -365,3 +366,22 @@ def test_scalars_of_the_type_of_the_scores(dtype: Any) -> None:
     for loss in PAIR_LOSSES.values():
         assert loss(positive, negative).dtype == dtype
         assert loss(positive, negative).shape == ()
+
+
+class TestInfoNCE:
+    def test_by_hand(self) -> None:
+        """Three entities in two dimensions; lengths don't matter."""
+        one = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]], dtype=torch.float64)
+        other = torch.tensor([[0.0, 5.0], [0.0, 1.0], [4.0, 0.0]], dtype=torch.float64)
+        temperature = 0.5
+        cosines = [[0, 0, 1], [1, 1, 0], [0, 0, 1]]
+        terms = []
+        for entity, row in enumerate(cosines):
+            total = sum(math.exp(cosine / temperature) for cosine in row)
+            terms.append(-math.log(math.exp(row[entity] / temperature) / total))
+        expected = torch.tensor(sum(terms) / 3, dtype=torch.float64)
+        assert_same(info_nce_loss(one, other, temperature), expected)
+
+    def test_equal_views_that_point_apart(self) -> None:
+        views = torch.eye(4, dtype=torch.float64)
+        assert_same(info_nce_loss(views, 7 * views, 0.1), torch.tensor(math.log1p(3 * math.exp(-10))).double())
