@@ -41,14 +41,14 @@ _STEPS = 2.0  # steps of the optimiser for the square root of the interactions
 class AutoencoderConfig(NeuralModelConfig):
     """Options of all autoencoders; see `MultVAEModel`."""
 
-    n_factors: PositiveInt = 200
-    hidden: tuple[PositiveInt, ...] = (600,)
-    decoder_hidden: tuple[PositiveInt, ...] | None = None
+    n_factors: PositiveInt = 256
+    hidden: tuple[PositiveInt, ...] = ()
+    decoder_hidden: tuple[PositiveInt, ...] | None = ()
     activation: Literal["tanh", "relu", "elu", "gelu", "leaky_relu", "silu"] = "tanh"
     share_item_embedding: bool = False
     similarity: Literal["dot", "cosine"] | None = None
-    temperature: PositiveFloat = 0.2
-    history_dropout: Dropout = 0.5
+    temperature: PositiveFloat | None = None
+    history_dropout: Dropout | None = None
     loss: CatalogueLoss | None = None
     negatives: Negatives | None = None
     use_weights: bool = False
@@ -66,7 +66,7 @@ class AutoencoderConfig(NeuralModelConfig):
 
     @property
     def decoder_sizes(self) -> tuple[int, ...]:
-        """Hidden layers of the decoder: by default those of the encoder, the other way round."""
+        """Hidden layers of the decoder."""
         return self.hidden[::-1] if self.decoder_hidden is None else self.decoder_hidden
 
 
@@ -341,7 +341,8 @@ class AutoencoderModel(TwoSidedModel[Config], Generic[Config]):
         batch_size = config.batch_size or min(max(2 ** round(math.log2(4 * schema.n_users**0.5)), 64), 512)
         n_batches = math.ceil(schema.n_users / batch_size)
         loss: Any = config.loss or self._default_loss(schema, config.negatives)
-        epochs = config.epochs or max(round(_STEPS * schema.n_interactions**0.5 / n_batches), 3)
+        steps = _STEPS * schema.n_interactions**0.5
+        epochs = config.epochs or max(round(steps / (n_batches * self._passes(config))), 3)
         needed = 2 * 4 * batch_size * schema.n_items
         if loss.name in ("softmax", "logistic") and needed > _MAX_TABLE:
             raise ValueError(
@@ -356,17 +357,32 @@ class AutoencoderModel(TwoSidedModel[Config], Generic[Config]):
                 f"{sizes[0]} and {(config.n_factors, *config.decoder_sizes)[-1]}: change `hidden` or `decoder_hidden`"
             )
         similarity = config.similarity or ("cosine" if loss.name in ("softmax", "sampled_softmax") else "dot")
-        chosen = {"loss": loss, "similarity": similarity, "batch_size": batch_size, "epochs": epochs}
+        chosen = {
+            "loss": loss,
+            "similarity": similarity,
+            "temperature": config.temperature or (0.2 if schema.is_dense else 0.09),
+            "history_dropout": (0.5 if schema.is_dense else 0.1)
+            if config.history_dropout is None
+            else config.history_dropout,
+            "batch_size": batch_size,
+            "epochs": epochs,
+        }
         return type(config)(**{**dict(config), **chosen})
 
     def _default_loss(self, schema: DataSchema, negatives: NegativesConfig | None) -> Any:
         is_sampled = schema.n_items >= _LARGE_CATALOGUE or negatives is not None
+        if schema.is_dense and not is_sampled:
+            return SquaredLoss()
         return SampledSoftmaxLoss() if is_sampled else SoftmaxLoss()
+
+    def _passes(self, config: Config) -> int:
+        """How often an epoch goes over the data."""
+        return 1
 
     def _make_batches(self, config: Config, users: Users, items: Items, generator: torch.Generator) -> Batches:
         assert config.loss is not None
         assert config.batch_size is not None
-        batches = UserBatches(users, items, config.batch_size, generator, hidden=config.history_dropout)
+        batches = UserBatches(users, items, config.batch_size, generator, hidden=config.history_dropout or 0.0)
         return batches.with_negatives(_negatives(config)) if config.loss.name == "sampled_softmax" else batches
 
     def _batch_loss(self, config: Config, module: AutoencoderModule, batch: TrainingBatch) -> torch.Tensor:
@@ -430,6 +446,8 @@ class DAEModel(AutoencoderModel[DAEModelConfig]):
 class MultDAEModelConfig(AutoencoderConfig):
     """Options of `MultDAEModel`; see there."""
 
+    learning_rate: PositiveFloat = 2e-3
+
 
 class MultDAEModel(AutoencoderModel[MultDAEModelConfig]):
     """
@@ -439,7 +457,7 @@ class MultDAEModel(AutoencoderModel[MultDAEModelConfig]):
     ----------
     n_factors, hidden, decoder_hidden, activation, share_item_embedding, similarity, temperature,
     history_dropout, loss, negatives, use_weights
-        As for `MultVAEModel`.
+        As for `MultVAEModel`; the loss is a softmax by default.
     **params
         Those of every neural model: ``epochs``, ``batch_size``, ``learning_rate``, ``optimizer``, ``validation``,
         ``seed``, ``device``, ``precision``, ``get_trainer_func``, ``get_trainer_func_kwargs``, ``verbose``; see
@@ -458,6 +476,10 @@ class MultDAEModel(AutoencoderModel[MultDAEModelConfig]):
 
     config_class = MultDAEModelConfig
 
+    def _default_loss(self, schema: DataSchema, negatives: NegativesConfig | None) -> Any:
+        is_sampled = schema.n_items >= _LARGE_CATALOGUE or negatives is not None
+        return SampledSoftmaxLoss() if is_sampled else SoftmaxLoss()
+
     def _build_module(self, config: MultDAEModelConfig, schema: DataSchema) -> AutoencoderModule:
         return deterministic_module(schema, config)
 
@@ -465,7 +487,9 @@ class MultDAEModel(AutoencoderModel[MultDAEModelConfig]):
 class MultVAEModelConfig(AutoencoderConfig):
     """Options of `MultVAEModel`; see there."""
 
-    beta: NonNegativeFloat = 0.2
+    hidden: tuple[PositiveInt, ...] = (600,)
+    beta: NonNegativeFloat = 0.05
+    learning_rate: PositiveFloat = 4e-3
     annealing_steps: NonNegativeInt | None = None
 
 
@@ -483,7 +507,8 @@ class MultVAEModel(AutoencoderModel[MultVAEModelConfig]):
     hidden : tuple of int
         Hidden layers of the encoder; none is a linear map from the items to the code.
     decoder_hidden : tuple of int, optional
-        Hidden layers of the decoder; by default those of the encoder, the other way round.
+        Hidden layers of the decoder, none by default; None for those of the encoder, the other way round, as in the
+        paper.
     activation : {"tanh", "relu", "elu", "gelu", "leaky_relu", "silu"}
         Of the hidden layers.
     share_item_embedding : bool
@@ -491,13 +516,14 @@ class MultVAEModel(AutoencoderModel[MultVAEModelConfig]):
     similarity : {"dot", "cosine"}, optional
         How the last hidden layer meets the item vectors; by default cosine for the softmax losses, where it does
         better (Ma et al. 2019), and dot for the others. The papers have dot.
-    temperature : float
-        What a cosine is divided by.
-    history_dropout : float
-        Share of each history that is hidden in training.
+    temperature : float, optional
+        What a cosine is divided by; by default 0.2 on dense and 0.09 on sparse data.
+    history_dropout : float, optional
+        Share of each history that is hidden in training; by default 0.5 on dense and 0.1 on sparse data.
     loss : str or dict or loss config, optional
-        "softmax", "sampled_softmax", "squared" or "logistic". By default the softmax over the whole catalogue, which
-        is the multinomial likelihood, or over a sample of it where it has 100 000 items or more.
+        "softmax", which is the multinomial likelihood of the paper, "sampled_softmax", "squared" or "logistic". By
+        default squared on dense data, where it does better, and softmax on sparse data; where the catalogue has
+        100 000 items or more, over a sample of it.
     negatives : str or dict or NegativesConfig, optional
         Of the sampled softmax; by default 8192 that a batch shares.
     use_weights : bool
@@ -546,12 +572,11 @@ class RecVAEModelConfig(AutoencoderConfig):
     """Options of `RecVAEModel`; see there."""
 
     hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=1)] = (600,)
-    decoder_hidden: tuple[PositiveInt, ...] | None = ()
     gamma: PositiveFloat = 0.005
     mixture: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.15, 0.75, 0.1)
     encoder_passes: PositiveInt = 3
     decoder_passes: PositiveInt = 1
-    learning_rate: PositiveFloat = 5e-4
+    learning_rate: PositiveFloat = 2e-3
 
 
 class RecVAEModel(AutoencoderModel[RecVAEModelConfig]):
@@ -566,15 +591,13 @@ class RecVAEModel(AutoencoderModel[RecVAEModelConfig]):
     ----------
     hidden : tuple of one int
         Size of the layers of the encoder.
-    decoder_hidden : tuple of int
-        Hidden layers of the decoder, none by default.
     gamma : float
         Weight of the divergence for each item of a user.
     mixture : tuple of three float
         Weights in the prior of the standard normal, of the former encoder and of a wide normal.
     encoder_passes, decoder_passes : int
         Passes over the data in an epoch that update the encoder, and the decoder.
-    n_factors, activation, share_item_embedding, similarity, temperature,
+    n_factors, decoder_hidden, activation, share_item_embedding, similarity, temperature,
     history_dropout, loss, negatives, use_weights
         As for `MultVAEModel`.
     **params
@@ -594,6 +617,9 @@ class RecVAEModel(AutoencoderModel[RecVAEModelConfig]):
     """
 
     config_class = RecVAEModelConfig
+
+    def _passes(self, config: RecVAEModelConfig) -> int:
+        return config.encoder_passes + config.decoder_passes
 
     def _build_module(self, config: RecVAEModelConfig, schema: DataSchema) -> VariationalModule:
         encoder = DenselyConnectedEncoder(schema.n_items, config.hidden[0], 2 * config.n_factors)

@@ -72,11 +72,22 @@ def dense_targets(batch: TrainingBatch) -> torch.Tensor:
     return y
 
 
+#: As in the papers, and small.
+OPTIONS: dict[str, Any] = {
+    "similarity": "dot",
+    "loss": "softmax",
+    "n_factors": 4,
+    "hidden": (6,),
+    "decoder_hidden": None,
+    "history_dropout": 0.5,
+    "epochs": 2,
+    "batch_size": 4,
+}
+
+
 def module_of(name: str, **options: Any) -> tuple[Any, Any, Any]:
     """A model, its config with everything filled in, and its module in float64 with weights that all matter."""
-    model: Any = make(
-        name, **{"similarity": "dot", "n_factors": 4, "hidden": (6,), "epochs": 2, "batch_size": 4, **options}
-    )
+    model: Any = make(name, **{**OPTIONS, **options})
     schema = DataSchema(20, N_ITEMS, 60, FeatureSchema(), FeatureSchema())
     config = model._adapt(model.get_config(mode="pydantic"), schema)
     with torch.random.fork_rng():
@@ -154,7 +165,7 @@ class TestLossesAgainstDenseReferences:
         assert_same(loss_of(model, config, module, batch), -likelihood + 0.7 * divergence)
 
     def test_rec_vae(self, weights: bool) -> None:
-        model, config, module = module_of("RecVAEModel", gamma=0.3, mixture=(0.2, 0.5, 0.3))
+        model, config, module = module_of("RecVAEModel", decoder_hidden=(), gamma=0.3, mixture=(0.2, 0.5, 0.3))
         nn.init.normal_(module.prior.former.items, std=0.7)  # now another encoder than the present one
         batch = batch_of(weights)
         mean, log_variance = densely_connected(module.encoder, batch).chunk(2, dim=1)
@@ -339,19 +350,28 @@ class TestWeights:
 
 class TestOptions:
     @pytest.mark.parametrize(
-        ("name", "options", "expected"),
+        ("name", "options", "dense", "sparse"),
         [
-            ("DAEModel", {}, "squared"),
-            ("MultDAEModel", {}, "softmax"),
-            ("MultVAEModel", {}, "softmax"),
-            ("MultVAEModel", {"negatives": "in_batch"}, "sampled_softmax"),
-            ("MultVAEModel", {"loss": "logistic"}, "logistic"),
+            ("DAEModel", {}, "squared", "squared"),
+            ("MultDAEModel", {}, "softmax", "softmax"),
+            ("MultVAEModel", {}, "squared", "softmax"),
+            ("RecVAEModel", {}, "squared", "softmax"),
+            ("MultVAEModel", {"negatives": "in_batch"}, "sampled_softmax", "sampled_softmax"),
+            ("MultVAEModel", {"loss": "logistic"}, "logistic", "logistic"),
         ],
     )
-    def test_default_loss(self, name: str, options: dict[str, Any], expected: str) -> None:
-        config = module_of(name, similarity=None, **options)[1]
-        assert config.loss.name == expected
-        assert config.similarity == ("cosine" if expected.endswith("softmax") else "dot")
+    def test_follow_from_the_data(self, name: str, options: dict[str, Any], dense: str, sparse: str) -> None:
+        model: Any = make(name, **options)
+        for n_interactions, loss, temperature, dropout in ((1000, dense, 0.2, 0.5), (90, sparse, 0.09, 0.1)):
+            schema = DataSchema(100, 200, n_interactions, FeatureSchema(), FeatureSchema())
+            config = model._adapt(model.get_config(mode="pydantic"), schema)
+            assert config.loss.name == loss
+            assert config.similarity == ("cosine" if loss.endswith("softmax") else "dot")
+            assert (config.temperature, config.history_dropout) == (temperature, dropout)
+
+    def test_given_ones_stay(self) -> None:
+        config = module_of("MultVAEModel", temperature=0.7, history_dropout=0.0, annealing_steps=0)[1]
+        assert (config.temperature, config.history_dropout, config.annealing_steps) == (0.7, 0.0, 0)
 
     @pytest.mark.parametrize("n_items", [99_999, 100_000])
     def test_large_catalogues_are_sampled(self, n_items: int) -> None:
