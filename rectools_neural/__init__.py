@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .datasets import load_dataset
     from .models.autoencoder import DAEModel, MultDAEModel, MultVAEModel, RecVAEModel
     from .models.dssm import DSSMModel
+    from .models.gfcf import GFCFModel
     from .models.lightgcn import LightGCNModel
     from .models.userknn import UserKNNModel
     from .registry import model_from_config, model_from_params
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DAEModel",
     "DSSMModel",
+    "GFCFModel",
     "LightGCNModel",
     "MultDAEModel",
     "MultVAEModel",

@@ -15,6 +15,7 @@ from .errors import did_you_mean
 MODELS: dict[str, str] = {
     "DAEModel": "rectools_neural.models.autoencoder",
     "DSSMModel": "rectools_neural.models.dssm",
+    "GFCFModel": "rectools_neural.models.gfcf",
     "LightGCNModel": "rectools_neural.models.lightgcn",
     "MultDAEModel": "rectools_neural.models.autoencoder",
     "MultVAEModel": "rectools_neural.models.autoencoder",

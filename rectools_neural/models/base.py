@@ -12,7 +12,6 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PositiveFloat, PositiveInt
 from rectools import Columns
 from rectools.dataset import Dataset
-from rectools.exceptions import NotFittedError
 from rectools.metrics import MAP, MRR, NDCG, HitRate, Recall
 from rectools.utils.misc import get_class_or_function_full_path
 from scipy import sparse
@@ -24,9 +23,7 @@ from ..data.batches import FeatureSchema
 from ..data.reader import DatasetReader, Items, Users, match
 from ..ranking import Ranking
 from ..training.loop import PRECISIONS, Batches, Outcome, Plan, Trainer, isolated_random_state, train
-from .pack import PackModel, PackModelConfig, check_not_empty, import_if_str
-
-_DENSE = 0.005  # share of the user-item pairs
+from .pack import PackModel, PackModelConfig, check_not_empty, import_if_str, is_dense
 
 METRICS = {
     "ndcg": lambda k: NDCG(k, divide_by_achievable=True),
@@ -108,7 +105,7 @@ class DataSchema:
     @property
     def is_dense(self) -> bool:
         """Whether so many of the user-item pairs are there that a loss over all of them beats a sampled one."""
-        return self.n_interactions >= _DENSE * self.n_users * self.n_items
+        return is_dense(self.n_users, self.n_items, self.n_interactions)
 
 
 NeuralConfig = TypeVar("NeuralConfig", bound=NeuralModelConfig)
@@ -242,13 +239,6 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         self._train(dataset, dataset_valid, config, earlier, epochs)
         self.is_fitted = True
         return self
-
-    @property
-    def fitted_config(self) -> NeuralConfig:
-        """The options that the model was fitted with: those that were left open have the values chosen for the data."""
-        if not self.is_fitted:
-            raise NotFittedError(type(self).__name__)
-        return self._fitted.config
 
     def _train(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator, PlainSerializer
 from rectools.dataset import Dataset
+from rectools.exceptions import NotFittedError
 from rectools.models.base import ModelBase, ModelConfig
 from rectools.utils.misc import get_class_or_function_full_path, import_object
 from scipy import sparse
@@ -19,6 +20,8 @@ from ..data.reader import AlignedDataset, DatasetReader, Items, Users, match, se
 from ..errors import did_you_mean
 from ..ranking import Ranking, rank
 from ..registry import MODELS
+
+_DENSE = 0.005  # share of the pairs
 
 
 def _public_name(cls: type[ModelBase[Any]]) -> str:
@@ -55,6 +58,10 @@ Config = TypeVar("Config", bound=PackModelConfig)
 
 class Fitted(Protocol):
     """What every model keeps of its fit."""
+
+    @property
+    def config(self) -> Any:
+        """The options with all that followed from the data filled in."""
 
     @property
     def reader(self) -> DatasetReader:
@@ -119,6 +126,14 @@ class PackModel(ModelBase[Config], Generic[Config]):
         values = config.model_dump(mode="json", exclude={"cls"})
         shown = {name: values[name] for name in config.model_dump(exclude={"cls"}, exclude_defaults=True)}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    @property
+    def fitted_config(self) -> Config:
+        """The options that the model was fitted with: those that were left open have the values chosen for the data."""
+        if not self.is_fitted:
+            raise NotFittedError(type(self).__name__)
+        config: Config = self._fitted.config
+        return config
 
     # ------------------------------------------------------------------ recommend
 
@@ -219,6 +234,11 @@ class PackModel(ModelBase[Config], Generic[Config]):
         if whitelist is None:
             return np.arange(n_fitted)
         return whitelist if self.uses_features else whitelist[whitelist < n_fitted]
+
+
+def is_dense(n_users: int, n_items: int, n_interactions: int) -> bool:
+    """Whether many of the user-item pairs are there, as with films: the best settings depend on it."""
+    return n_interactions >= _DENSE * n_users * n_items
 
 
 def check_not_empty(dataset: Dataset, name: str) -> None:

@@ -45,6 +45,8 @@ class FittedUsers:
 
     Parameters
     ----------
+    config : UserKNNModelConfig
+        The options.
     reader : DatasetReader
         Their ids and those of their items.
     interactions : csr_matrix
@@ -58,6 +60,7 @@ class FittedUsers:
         Mean sum of the weights of a user.
     """
 
+    config: UserKNNModelConfig
     reader: DatasetReader
     interactions: sparse.csr_matrix
     inverted: sparse.csr_matrix
@@ -175,7 +178,9 @@ class UserKNNModel(PackModel[UserKNNModelConfig]):
         inverted = self._vectors(interactions, idf, mean_length).T.tocsr()
         # implicit's scorer is made for square matrices: it has room for as many results as the matrix has rows.
         inverted.resize(max(n_users, n_items), n_users)
-        self._fitted = FittedUsers(reader, interactions.astype(np.float32), inverted, idf, mean_length)
+        self._fitted = FittedUsers(
+            self._get_config(), reader, interactions.astype(np.float32), inverted, idf, mean_length
+        )
 
     def _vectors(self, histories: sparse.csr_matrix, idf: np.ndarray, mean_length: float) -> sparse.csr_matrix:
         """Vectors whose dot products are the similarities, shape ``(n_users, n_items)``, float64."""

@@ -129,6 +129,19 @@ CASES = {
         },
         scores_any_item=False,
     ),
+    "GFCFModel": Case(
+        fast={"n_factors": 3},
+        good={"n_factors": 2, "alpha": 1.0},
+        rich={
+            "n_factors": 4,
+            "alpha": 0.7,
+            "user_exponent": 0.4,
+            "item_exponent": 0.2,
+            "use_weights": True,
+            "seed": 5,
+        },
+        scores_any_item=False,
+    ),
     "UserKNNModel": Case(
         fast={"n_neighbors": 5},
         good={"n_neighbors": 20},

@@ -559,8 +559,7 @@ class TestErrors:
             lambda: recommend(model, dataset),
             lambda: model.recommend_to_items([100], dataset, k=2),
         ]
-        if isinstance(model, NeuralModelBase):
-            uses.append(lambda: model.fitted_config)
+        uses.append(lambda: model.fitted_config)
         if isinstance(model, TwoSidedModel):
             uses.append(lambda: model.get_vectors(dataset))
         for use in uses:
