@@ -26,6 +26,7 @@ PUBLISHED = {
     "P3": ("NDCG@10", "Recall@10", "MRR@10"),
     "P5": ("NDCG@100", "Recall@100", "Recall@20"),
     "P6": ("Recall@20", "NDCG@20"),
+    "P6Y": ("Recall@20", "NDCG@20"),
 }
 
 Result = dict[str, Any]
@@ -80,7 +81,7 @@ def published() -> str | None:
         for model in models:
             rows = [row for row in result["rows"] if row["model"] == model]
             cells = [_spread([row["metrics"][metric] for row in rows]) for metric in metrics]
-            lines.append([f"**{model}**" if "DSSM" in model else model, *cells, f"measured, {len(rows)} seeds"])
+            lines.append([f"**{model}**" if _is_ours(rows[0]) else model, *cells, f"measured, {len(rows)} seeds"])
         for source in config[protocol].published:
             for model, values in source.rows.items():
                 cells = [f"{values[metric]:.4f}" if metric in values else "" for metric in metrics]
@@ -92,7 +93,7 @@ def published() -> str | None:
 
 
 def summary() -> str | None:
-    """Render the published protocols in a line each: ours, the best published, the best classic measured beside it."""
+    """Render the published protocols in a line each: the best of ours, of the published, of the classics beside it."""
     config = load_config(REPOSITORY / "benchmarks" / "configs" / "published.yaml")
     lines = []
     for protocol, (metric, *_) in PUBLISHED.items():
@@ -100,16 +101,23 @@ def summary() -> str | None:
         if result is None:
             continue
         values: dict[str, list[float]] = {}
+        ours = {row["model"] for row in result["rows"] if _is_ours(row)}
         for row in result["rows"]:
             values.setdefault(row["model"], []).append(row["metrics"][metric])
-        if "DSSMModel" not in values:
+        if not ours:
             continue
         rows = [(v[metric], m) for source in config[protocol].published for m, v in source.rows.items() if metric in v]
-        classics = [(mean(v), model) for model, v in values.items() if "DSSM" not in model]
-        best = [f"{max(group)[0]:.4f} {max(group)[1]}" if group else "" for group in (rows, classics)]
-        lines.append([f"{protocol}: {result['title']}", metric, f"**{_spread(values['DSSMModel'])}**", *best])
-    header = ["protocol", "metric", "DSSMModel", "best published", "best classic, same run"]
+        towers = [(mean(v), model) for model, v in values.items() if model in ours and "DSSM" in model]
+        others = [(mean(v), model) for model, v in values.items() if model in ours and "DSSM" not in model]
+        classics = [(mean(v), model) for model, v in values.items() if model not in ours]
+        best = [f"{max(group)[0]:.4f} {max(group)[1]}" if group else "" for group in (towers, others, rows, classics)]
+        lines.append([f"{protocol}: {result['title']}", metric, *best])
+    header = ["protocol", "metric", "two towers", "other models of ours", "best published", "best classic, same run"]
     return _table(header, lines) if lines else None
+
+
+def _is_ours(row: Result) -> bool:
+    return str(row["config"].get("cls")).startswith("rectools_neural.")
 
 
 def cold_start() -> str | None:

@@ -53,7 +53,9 @@ def test_board_by_hand(results: Path) -> None:
 
 def test_protocol_without_published_rows(results: Path) -> None:
     def row(model: str, value: float) -> dict[str, Any]:
-        return {"model": model, "metrics": {"NDCG@100": value, "Recall@100": 0.5, "Recall@20": 0.25}}
+        package = "rectools_neural" if model.endswith("Model") else "rectools"
+        metrics = {"NDCG@100": value, "Recall@100": 0.5, "Recall@20": 0.25}
+        return {"model": model, "config": {"cls": f"{package}.{model}"}, "metrics": metrics}
 
     file = {"title": "Some data", "definitions": "some metrics", "runs": {"1": PROVENANCE}}
     path = results / "published" / "P5.json"
@@ -68,10 +70,12 @@ def test_protocol_without_published_rows(results: Path) -> None:
     ]
     assert tables.summary() is None  # there is nothing of ours to sum up
 
-    path.write_text(json.dumps({**file, "rows": [row("EASE", 0.4), row("DSSMModel", 0.5)]}))
+    rows = [row("EASE", 0.4), row("DSSMModel", 0.5), row("DAEModel", 0.4), row("DAEModel", 0.8), row("GFCFModel", 0.3)]
+    path.write_text(json.dumps({**file, "rows": rows}))
     assert (tables.summary() or "").splitlines()[2:] == [
-        "| P5: Some data | NDCG@100 | **0.5000** |  | 0.4000 EASE |",
+        "| P5: Some data | NDCG@100 | 0.5000 DSSMModel | 0.6000 DAEModel |  | 0.4000 EASE |",
     ]
+    assert "| **DAEModel** | 0.6000 ± 0.2000 |" in (tables.published() or "")
 
 
 def test_page_is_filled_in_place(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
