@@ -81,10 +81,10 @@ class GFCFModel(PackModel[GFCFModelConfig]):
         Singular vectors of the low-pass filter; by default 256 on sparse data and fewer on dense data (17 for 75 000
         interactions, 51 for 670 000).
     alpha : float, optional
-        Weight of the low-pass filter; by default 1 on dense and 0.1 on sparse data. 0 leaves it out. The paper has
-        0.3 for Gowalla.
+        Weight of the low-pass filter; by default 1 on dense data and 0.3, as in the paper, on sparse data. 0 leaves it
+        out.
     user_exponent, item_exponent : float, optional
-        Powers a and b; by default 0.3 on dense and 0.25 and 0.5 on sparse data. The paper has 0.5.
+        Powers a and b; by default 0.3 on dense data and 0.5, as in the paper, on sparse data.
     use_weights : bool
         Whether the weights of the interactions are used; otherwise each counts 1.
     seed : int
@@ -140,8 +140,8 @@ class GFCFModel(PackModel[GFCFModelConfig]):
         usual = round(histories.nnz**0.5 / 16) if dense else 256
         chosen = {
             "n_factors": max(min(usual, smaller // 2), 1),
-            "alpha": 1.0 if dense else 0.1,
-            "user_exponent": 0.3 if dense else 0.25,
+            "alpha": 1.0 if dense else 0.3,
+            "user_exponent": 0.3 if dense else 0.5,
             "item_exponent": 0.3 if dense else 0.5,
         }
         given = {name: value for name, value in dict(self._get_config()).items() if value is not None}

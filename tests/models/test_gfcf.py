@@ -121,7 +121,7 @@ def test_options_follow_from_the_data(make_dataset: Callable[..., Dataset]) -> N
     assert (chosen.n_factors, chosen.alpha, chosen.user_exponent, chosen.item_exponent) == (1, 1.0, 0.3, 0.3)
     sparse = make_dataset(n_users=1500, n_items=1500, n_per_user=3, features=None)
     chosen = GFCFModel(alpha=0.0).fit(sparse).fitted_config
-    assert (chosen.n_factors, chosen.alpha, chosen.user_exponent, chosen.item_exponent) == (256, 0.0, 0.25, 0.5)
+    assert (chosen.n_factors, chosen.alpha, chosen.user_exponent, chosen.item_exponent) == (256, 0.0, 0.5, 0.5)
 
 
 @pytest.mark.parametrize(
