@@ -487,9 +487,10 @@ class MultDAEModel(AutoencoderModel[MultDAEModelConfig]):
 class MultVAEModelConfig(AutoencoderConfig):
     """Options of `MultVAEModel`; see there."""
 
-    hidden: tuple[PositiveInt, ...] = (600,)
+    n_factors: PositiveInt = 128
+    hidden: tuple[PositiveInt, ...] = (200,)
     beta: NonNegativeFloat = 0.05
-    learning_rate: PositiveFloat = 4e-3
+    learning_rate: PositiveFloat = 3e-3
     annealing_steps: NonNegativeInt | None = None
 
 
@@ -571,7 +572,8 @@ class MultVAEModel(AutoencoderModel[MultVAEModelConfig]):
 class RecVAEModelConfig(AutoencoderConfig):
     """Options of `RecVAEModel`; see there."""
 
-    hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=1)] = (600,)
+    n_factors: PositiveInt = 128
+    hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=1)] = (200,)
     gamma: PositiveFloat = 0.005
     mixture: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.15, 0.75, 0.1)
     encoder_passes: PositiveInt = 3

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from implicit.nearest_neighbours import CosineRecommender
 from rectools import Columns
 from rectools.dataset import Dataset
@@ -40,7 +41,7 @@ from benchmarks.protocols import (
 )
 from benchmarks.published import FOLDER, PublishedRows, add_row, load_config, main, measure, read_results, table
 from benchmarks.tuning import job_config
-from rectools_neural import load_dataset
+from rectools_neural import load_dataset, model_from_config
 
 K = 3
 # Six hundred users for each part are more than the small data have.
@@ -638,3 +639,16 @@ class TestCommandLine:
         assert "P1: mine cannot be made" in error
         assert "lambda" in error
         assert not (tmp_path / "out").exists()
+
+
+def test_presets_are_valid() -> None:
+    presets = yaml.safe_load((FOLDER / "configs" / "presets.yaml").read_text(encoding="utf-8"))
+    assert list(presets) == ["small", "medium", "sparse"]
+    for shape in presets.values():
+        for name, config in shape.items():
+            model = model_from_config(config)
+            assert type(model).__name__ == name
+            # Nothing in it says what is the case anyway.
+            assert set(config) - {"cls"} == set(model.get_config(mode="pydantic").model_dump(exclude_defaults=True)) - {
+                "cls"
+            }
