@@ -187,6 +187,12 @@ class AutoencoderModule(nn.Module):
         super().__init__()
         self.encoder = encoder
         sizes = (config.n_factors, *config.decoder_sizes)
+        first = cast(torch.Tensor, encoder.items).shape[1]
+        if config.share_item_embedding and first != sizes[-1]:
+            raise ValueError(
+                f"`share_item_embedding` needs a first layer of the encoder as large as the last one of the decoder, "
+                f"got {first} and {sizes[-1]}: change `hidden`, `decoder_hidden` or `n_factors`"
+            )
         self.decoder = Decoder(schema.n_items, sizes, config.activation, not config.share_item_embedding)
         self._temperature = config.temperature if config.similarity == "cosine" else None
 
@@ -340,7 +346,10 @@ class AutoencoderModel(TwoSidedModel[Config], Generic[Config]):
     def _adapt(self, config: Config, schema: DataSchema) -> Config:
         batch_size = config.batch_size or min(max(2 ** round(math.log2(4 * schema.n_users**0.5)), 64), 512)
         n_batches = math.ceil(schema.n_users / batch_size)
-        loss: Any = config.loss or self._default_loss(schema, config.negatives)
+        loss: Any = config.loss or self._usual_loss(schema)
+        is_large = config.loss is None and loss.name == "softmax" and schema.n_items >= _LARGE_CATALOGUE
+        if is_large or (config.loss is None and config.negatives is not None):
+            loss = SampledSoftmaxLoss()
         steps = _STEPS * schema.n_interactions**0.5
         epochs = config.epochs or max(round(steps / (n_batches * self._passes(config))), 3)
         needed = 2 * 4 * batch_size * schema.n_items
@@ -350,30 +359,20 @@ class AutoencoderModel(TwoSidedModel[Config], Generic[Config]):
                 f"takes {needed / 2**30:.1f} GiB with the gradient: set `loss` to `sampled_softmax` or `squared`, or "
                 "lower `batch_size`"
             )
-        sizes = (*config.hidden, config.n_factors)
-        if config.share_item_embedding and sizes[0] != (config.n_factors, *config.decoder_sizes)[-1]:
-            raise ValueError(
-                f"`share_item_embedding` needs a first hidden layer as large as the last one of the decoder, got "
-                f"{sizes[0]} and {(config.n_factors, *config.decoder_sizes)[-1]}: change `hidden` or `decoder_hidden`"
-            )
+        dropout = config.history_dropout
         similarity = config.similarity or ("cosine" if loss.name in ("softmax", "sampled_softmax") else "dot")
         chosen = {
             "loss": loss,
             "similarity": similarity,
             "temperature": config.temperature or (0.2 if schema.is_dense else 0.09),
-            "history_dropout": (0.5 if schema.is_dense else 0.1)
-            if config.history_dropout is None
-            else config.history_dropout,
+            "history_dropout": (0.5 if schema.is_dense else 0.1) if dropout is None else dropout,
             "batch_size": batch_size,
             "epochs": epochs,
         }
         return type(config)(**{**dict(config), **chosen})
 
-    def _default_loss(self, schema: DataSchema, negatives: NegativesConfig | None) -> Any:
-        is_sampled = schema.n_items >= _LARGE_CATALOGUE or negatives is not None
-        if schema.is_dense and not is_sampled:
-            return SquaredLoss()
-        return SampledSoftmaxLoss() if is_sampled else SoftmaxLoss()
+    def _usual_loss(self, schema: DataSchema) -> SquaredLoss | SoftmaxLoss:
+        return SquaredLoss() if schema.is_dense else SoftmaxLoss()
 
     def _passes(self, config: Config) -> int:
         """How often an epoch goes over the data."""
@@ -432,8 +431,8 @@ class DAEModel(AutoencoderModel[DAEModelConfig]):
 
     config_class = DAEModelConfig
 
-    def _default_loss(self, schema: DataSchema, negatives: NegativesConfig | None) -> Any:
-        return SquaredLoss() if negatives is None else SampledSoftmaxLoss()
+    def _usual_loss(self, schema: DataSchema) -> SquaredLoss:
+        return SquaredLoss()
 
     def _build_module(self, config: DAEModelConfig, schema: DataSchema) -> AutoencoderModule:
         return deterministic_module(schema, config)
@@ -476,9 +475,8 @@ class MultDAEModel(AutoencoderModel[MultDAEModelConfig]):
 
     config_class = MultDAEModelConfig
 
-    def _default_loss(self, schema: DataSchema, negatives: NegativesConfig | None) -> Any:
-        is_sampled = schema.n_items >= _LARGE_CATALOGUE or negatives is not None
-        return SampledSoftmaxLoss() if is_sampled else SoftmaxLoss()
+    def _usual_loss(self, schema: DataSchema) -> SoftmaxLoss:
+        return SoftmaxLoss()
 
     def _build_module(self, config: MultDAEModelConfig, schema: DataSchema) -> AutoencoderModule:
         return deterministic_module(schema, config)

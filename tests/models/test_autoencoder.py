@@ -259,7 +259,6 @@ class TestPriors:
     def test_the_former_encoder_is_renewed(self) -> None:
         encoder = DenselyConnectedEncoder(N_ITEMS, 6, 8)
         prior = CompositePrior(encoder, 0.1, (0.2, 0.5, 0.3))
-        nn.init.zeros_(encoder.bias.add_(1) if not encoder.bias.requires_grad else encoder.out.bias)
         with torch.no_grad():
             encoder.items.add_(1)
         assert not torch.equal(prior.former.items, encoder.items)  # type: ignore[arg-type]
@@ -353,6 +352,7 @@ class TestOptions:
         ("name", "options", "dense", "sparse"),
         [
             ("DAEModel", {}, "squared", "squared"),
+            ("DAEModel", {"negatives": "in_batch"}, "sampled_softmax", "sampled_softmax"),
             ("MultDAEModel", {}, "softmax", "softmax"),
             ("MultVAEModel", {}, "squared", "softmax"),
             ("RecVAEModel", {}, "squared", "softmax"),
@@ -393,10 +393,18 @@ class TestOptions:
         vectors = module.item_vectors(batch_of().items)
         assert torch.equal(vectors[:, :-1], module.encoder.items) == share
 
-    def test_sizes_of_a_shared_embedding(self, make_dataset: Callable[..., Dataset]) -> None:
-        model = make("MultVAEModel", share_item_embedding=True, hidden=(20,), decoder_hidden=(10,))
-        with pytest.raises(ValueError, match=r"`share_item_embedding` needs .* 20 and 10"):
-            model.fit(make_dataset())
+    @pytest.mark.parametrize(
+        ("sizes", "match"),
+        [
+            ({"hidden": (20,), "decoder_hidden": (10,)}, "20 and 10"),
+            ({"hidden": (), "n_factors": 10}, "20 and 10"),  # mean and variance
+        ],
+    )
+    def test_sizes_of_a_shared_embedding(
+        self, sizes: dict[str, Any], match: str, make_dataset: Callable[..., Dataset]
+    ) -> None:
+        with pytest.raises(ValueError, match=rf"`share_item_embedding` needs .* {match}"):
+            make("MultVAEModel", share_item_embedding=True, **sizes).fit(make_dataset())
 
     @pytest.mark.parametrize(
         ("name", "options", "match"),
