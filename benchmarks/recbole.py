@@ -73,6 +73,7 @@ DATA = DataConfig(name="ml-100k", binary=True, min_rating=None, k_core=None)
 SPLIT = RandomSplit(name="random", test_fold_frac=0.2)
 METRIC = NDCG(10, divide_by_achievable=True)
 NDCG_LABEL = f"ndcg@{METRIC.k}"
+RECBOLE_HIDDEN = 600  # its default, for all autoencoders
 OURS, THEIRS = "ours", "RecBole"
 
 
@@ -142,6 +143,7 @@ class Settings:
         """Configure our model, in `model_from_config` form."""
         return {
             "cls": pair.ours,
+            **({"hidden": [RECBOLE_HIDDEN]} if pair.eats_users else {}),
             "epochs": self.epochs if pair.eats_users else self.pair_epochs,
             "batch_size": self.batch_size if pair.eats_users else self.pair_batch_size,
             "n_factors": self.n_factors,

@@ -70,7 +70,7 @@ def test_lists_get_the_ids_of_the_data() -> None:
 def test_both_sides_get_the_same_sizes() -> None:
     autoencoder, graph = PAIRS["MultDAEModel"], PAIRS["LightGCNModel"]
     ours = {"cls": "MultDAEModel", "epochs": 3, "batch_size": 16, "n_factors": 8, "seed": 1}
-    assert SETTINGS.our_config(autoencoder, 1) == ours
+    assert SETTINGS.our_config(autoencoder, 1) == ours | {"hidden": [600]}
     assert SETTINGS.our_config(graph, 1) == ours | {"cls": "LightGCNModel", "epochs": 2, "batch_size": 50}
     for pair, expected in (
         (autoencoder, {"epochs": 3, "train_batch_size": 16, "latent_dimension": 8}),
