@@ -135,18 +135,46 @@ def cold_start() -> str | None:
     return f"{_table(header, lines)}\n\n{_source(about, [result['provenance']], 'cold_start.json')}"
 
 
+def recbole() -> str | None:
+    """Render the comparison with RecBole: seconds and quality of both sides."""
+    result = _read("recbole.json")
+    if result is None:
+        return None
+    lines = []
+    for line in result["comparison"]:
+        cells = [line["model"]]
+        for name in ("epoch_seconds", "recommend_seconds"):
+            sides = line[name]
+            cells += [f"{sides[side]:.3g}" for side in ("ours", "RecBole")] + [f"{sides['times_as_fast']:.1f}"]
+        (ndcg,) = (value for key, value in line.items() if key.startswith("ndcg"))
+        lines.append([*cells, *(f"{ndcg[side]:.4f}" for side in ("ours", "RecBole"))])
+    kinds = [f"{what}, {side}" for what in ("epoch", "ranking") for side in ("s", "RecBole, s", "times as fast")]
+    header = ["model", *kinds, "nDCG@10", "nDCG@10, RecBole"]
+    about = f"{result['data']}; {result['metric']}; RecBole {result['recbole']['recbole']}"
+    source = _source(about, [result["provenance"]], "recbole.json")
+    return f"{_table(header, lines)}\n\n{source}"
+
+
 def speed() -> str | None:
     """Render the speed measurements."""
-    result = _read("speed.json")
+    return _measurements("speed.json", "Data of the size of KION (231 872 users, 12 029 items, 4 M rows), generated")
+
+
+def scale() -> str | None:
+    """Render the measurements of scale."""
+    return _measurements("scale.json", "Generated data; an epoch of what is trained, the whole fit of what is not")
+
+
+def _measurements(file: str, about: str) -> str | None:
+    result = _read(file)
     if result is None:
         return None
     lines = []
     for measure in (measure for part in result["parts"].values() for measure in part):
         low, high = min(measure["values"]), max(measure["values"])
         lines.append([measure["name"], f"{measure['median']:,.4g}", f"{low:,.4g} to {high:,.4g}", measure["unit"]])
-    about = "Data of the size of KION (231 872 users, 12 029 items, 4 M rows), generated"
     header = ["", "median", "range", "unit"]
-    return f"{_table(header, lines)}\n\n{_source(about, [result['provenance']], 'speed.json')}"
+    return f"{_table(header, lines)}\n\n{_source(about, [result['provenance']], file)}"
 
 
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -190,6 +218,8 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "published": published,
     "summary": summary,
     "cold_start": cold_start,
+    "recbole": recbole,
+    "scale": scale,
     "speed": speed,
 }
 
