@@ -251,7 +251,9 @@ class VariationalModule(AutoencoderModule):
         """Vectors of users from sampled codes, and how far these are from the prior."""
         mean, log_variance = self.encoder(batch.users.history).chunk(2, dim=1)
         code = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
-        return self.decode(code), self.prior(code, mean, log_variance, batch)
+        # The penalty teaches the encoder alone: where that is frozen it would be work for nothing.
+        penalty = self.prior(code, mean, log_variance, batch) if mean.requires_grad else mean.new_zeros(())
+        return self.decode(code), penalty
 
 
 class GaussianPrior(nn.Module):
