@@ -20,6 +20,7 @@ from .pack import PackModel, PackModelConfig, check_not_empty, is_dense
 
 _POWER_ITERATIONS = 4  # of the randomised singular value decomposition; fewer cost quality, more don't add any
 _OVERSAMPLING = 10
+_NOISE = 1e-5  # singular values below this share of the largest are rounding errors of 0
 _FULL = 0.2  # share of the neighbours of a chunk from which on a table of them is faster than their list
 
 Exponent = Annotated[float, Field(ge=0, le=1)]
@@ -165,6 +166,7 @@ class GFCFModel(PackModel[GFCFModelConfig]):
         fitted = self._fitted
         columns = fitted.interactions.tocsc()
         lengths = np.sqrt(np.asarray(columns.power(2).sum(axis=0)).ravel() + np.square(fitted.low_pass).sum(axis=1))
+        lengths[lengths == 0] = 1  # items of weight 0 are like nothing
         subjects, candidates = columns[:, targets.rows].T.tocsr(), columns[:, items.rows].tocsr()
         left = torch.from_numpy(fitted.low_pass[targets.rows])
         right = torch.from_numpy(fitted.low_pass[items.rows].T.copy())
@@ -213,7 +215,9 @@ def _low_pass(interactions: sparse.csr_matrix, config: GFCFModelConfig) -> np.nd
     size = min(config.n_factors + _OVERSAMPLING, *interactions.shape)
     with isolated_random_state(config.seed):
         _, values, vectors = torch.svd_lowrank(matrix, size, _POWER_ITERATIONS)
-    scaled: np.ndarray = (vectors[:, : config.n_factors] * (config.alpha**0.5 * values[0])).numpy()
+    # The vectors of the value 0 are arbitrary.
+    n_factors = min(config.n_factors, int((values > _NOISE * values[0]).sum()))
+    scaled: np.ndarray = (vectors[:, :n_factors] * (config.alpha**0.5 * values[0])).numpy()
     return scaled
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contract import recommend, with_rows
+from contract import interactions, recommend, with_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -94,6 +94,30 @@ def test_users_that_came_later(make_frames: Callable[..., Any]) -> None:
     counts = frames.interactions[Columns.Item].value_counts()
     reco = recommend(model, later, ["odd"], k=4)
     assert reco[Columns.Score].tolist() == sorted(counts, reverse=True)[:4]
+
+
+def test_more_factors_than_there_is_structure() -> None:
+    """Two groups of users with the same items each: two singular values, whatever the seed."""
+    pairs = [(f"u{user}", item) for user in range(8) for item in range(10) if user % 2 == item % 2]
+    dataset = Dataset.construct(interactions(pairs))
+    later = Dataset.construct(interactions([*pairs, ("new", 0), ("new", 3)]))
+    scores = [
+        matrix_of(GFCFModel(n_factors=7, alpha=1.0, seed=seed).fit(dataset), later, ["u1", "new"]) for seed in range(3)
+    ]
+    assert GFCFModel(n_factors=7).fit(dataset)._fitted.low_pass.shape == (10, 2)
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)
+    np.testing.assert_allclose(scores[2], scores[0], atol=1e-4)
+
+
+def test_items_of_weight_zero(make_frames: Callable[..., Any]) -> None:
+    table = make_frames(features=None).interactions
+    weights = np.where(table[Columns.Item] == 103, 0.0, 1.0)
+    dataset = Dataset.construct(table.assign(**{Columns.Weight: weights}))
+    model = GFCFModel(use_weights=True).fit(dataset)
+    reco = model.recommend_to_items([103, 101], dataset, k=30).set_index(Columns.TargetItem)[Columns.Score]
+    assert reco.loc[103].tolist() == [0.0] * 23
+    assert (reco.loc[101] > 0).any()
+    assert np.isfinite(recommend(model, dataset)[Columns.Score]).all()
 
 
 def test_chunks_change_nothing(make_dataset: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch) -> None:
