@@ -41,7 +41,7 @@ SIZES = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "MultVAE": {"cls": "MultVAEModel", "epochs": 1, "loss": "sampled_softmax", "batch_size": 4096},
-    "LightGCN": {"cls": "LightGCNModel", "epochs": 1, "batch_size": 2**19},
+    "LightGCN": {"cls": "LightGCNModel", "epochs": 1, "loss": "bpr", "batch_size": 2**19},
     "GFCF": {"cls": "GFCFModel", "n_factors": 128},
 }
 

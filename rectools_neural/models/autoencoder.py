@@ -31,10 +31,9 @@ from ..nn.bags import normalised_sum_of_rows
 from ..nn.towers import ACTIVATIONS
 from ..training.loop import Batches
 from .base import DataSchema, NeuralModelConfig
-from .two_sided import TwoSidedModel, catalogue_loss, sampled_loss
+from .two_sided import TwoSidedModel, catalogue_loss, check_table, sampled_loss
 
 _LARGE_CATALOGUE = 100_000  # items from which on a softmax over all of them costs more than it gives
-_MAX_TABLE = 4 * 2**30  # bytes that the scores of a batch may take, with their gradient
 _STEPS = 2.0  # steps of the optimiser for the square root of the interactions
 
 
@@ -354,13 +353,8 @@ class AutoencoderModel(TwoSidedModel[Config], Generic[Config]):
             loss = SampledSoftmaxLoss()
         steps = _STEPS * schema.n_interactions**0.5
         epochs = config.epochs or max(round(steps / (n_batches * self._passes(config))), 3)
-        needed = 2 * 4 * batch_size * schema.n_items
-        if loss.name in ("softmax", "logistic") and needed > _MAX_TABLE:
-            raise ValueError(
-                f"loss `{loss.name}` scores all {schema.n_items} items for the {batch_size} users of a batch, which "
-                f"takes {needed / 2**30:.1f} GiB with the gradient: set `loss` to `sampled_softmax` or `squared`, or "
-                "lower `batch_size`"
-            )
+        if loss.name in ("softmax", "logistic"):
+            check_table(loss.name, batch_size, schema.n_items)
         dropout = config.history_dropout
         similarity = config.similarity or ("cosine" if loss.name in ("softmax", "sampled_softmax") else "dot")
         chosen = {

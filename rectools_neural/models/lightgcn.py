@@ -21,7 +21,7 @@ from ..nn.graph import BipartiteGraph
 from ..training.loop import Batches
 from ..training.losses import info_nce_loss
 from .base import DataSchema, NeuralModelConfig
-from .two_sided import TwoSidedModel, catalogue_loss, sampled_loss
+from .two_sided import TwoSidedModel, catalogue_loss, check_table, sampled_loss
 
 LOSSES = ("bpr", "sampled_softmax", "squared")
 # Steps of the optimiser for the square root of the interactions.
@@ -250,7 +250,12 @@ class LightGCNModel(TwoSidedModel[LightGCNModelConfig]):
             "batch_size": batch_size,
             "epochs": config.epochs or max(round(steps / math.ceil(n_pairs / batch_size)), 3),
         }
-        return LightGCNModelConfig(**{**dict(config), **chosen})
+        adapted = LightGCNModelConfig(**{**dict(config), **chosen})
+        negatives = _negatives(adapted)
+        if loss.name != "squared" and (negatives.shared or negatives.name == "in_batch"):
+            n_candidates = batch_size if negatives.name == "in_batch" else negatives.n
+            check_table(loss.name, min(batch_size, schema.n_users), min(n_candidates, schema.n_items))
+        return adapted
 
     def _build_module(self, config: LightGCNModelConfig, schema: DataSchema) -> LightGCNModule:
         return LightGCNModule(schema, config)

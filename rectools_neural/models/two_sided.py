@@ -18,6 +18,7 @@ from ..ranking import Ranking, rank_vectors
 from ..training import losses
 from .base import NeuralConfig, NeuralModelBase
 
+_MAX_TABLE = 4 * 2**30  # bytes that the scores of a batch may take, with their gradient
 _CHUNK = 4096  # users or items encoded at once: bounds the memory of sequence encoders
 
 
@@ -75,6 +76,17 @@ class TwoSidedModel(NeuralModelBase[NeuralConfig], Generic[NeuralConfig]):
         if not module.euclidean:
             subjects, candidates = F.normalize(subjects, dim=1), F.normalize(candidates, dim=1)
         return rank_vectors(subjects, candidates, k, module.euclidean)
+
+
+def check_table(loss: str, n_users: int, n_items: int) -> None:
+    """Raise where the scores of a batch, with their gradient, would not fit into memory."""
+    needed = 2 * 4 * n_users * n_items
+    if needed > _MAX_TABLE:
+        raise ValueError(
+            f"loss `{loss}` scores {n_items} items for the {n_users} users of a batch, which takes "
+            f"{needed / 2**30:.1f} GiB with the gradient: lower `batch_size`, or set `loss` or `negatives` to what "
+            "needs fewer scores"
+        )
 
 
 def catalogue_loss(loss: Any, users: torch.Tensor, items: torch.Tensor, batch: TrainingBatch) -> torch.Tensor:

@@ -383,7 +383,7 @@ class TestOptions:
     def test_too_large_a_catalogue_for_the_loss(self) -> None:
         model: Any = make("MultDAEModel", loss="softmax", batch_size=1000)
         schema = DataSchema(100, 2_000_000, 1000, FeatureSchema(), FeatureSchema())
-        match = r"`softmax` scores all 2000000 items for the 1000 users .* 14.9 GiB .*`loss`.*`batch_size`"
+        match = r"`softmax` scores 2000000 items for the 1000 users .* 14.9 GiB .*`batch_size`.*`loss`"
         with pytest.raises(ValueError, match=match):
             model._adapt(model.get_config(mode="pydantic"), schema)
 

@@ -550,3 +550,13 @@ def test_movielens() -> None:
         )
     )
     assert learnt > 1.5 * popular
+
+
+def test_too_large_a_batch_for_the_loss() -> None:
+    model = LightGCNModel(batch_size=2**19)
+    schema = DataSchema(250_000, 50_000, 5_000_000, FeatureSchema(), FeatureSchema())
+    match = r"`sampled_softmax` scores 50000 items for the 250000 users .* 93.1 GiB .*`batch_size`"
+    with pytest.raises(ValueError, match=match):
+        model._adapt(model.get_config(mode="pydantic"), schema)
+    config = LightGCNModel(batch_size=2**19, loss="bpr").get_config(mode="pydantic")
+    assert model._adapt(config, schema).batch_size == 2**19
