@@ -27,7 +27,7 @@ from ..config import (
 from ..data.batches import HistoryBatch, ItemBatch, TrainingBatch, UserBatch
 from ..data.reader import Items, Users
 from ..data.sources import UserBatches
-from ..nn.bags import normalised_sum_of_rows
+from ..nn.bags import normalised_sum_of_rows, take_rows
 from ..nn.towers import ACTIVATIONS
 from ..training.loop import Batches
 from .base import DataSchema, NeuralModelConfig
@@ -218,7 +218,7 @@ class AutoencoderModule(nn.Module):
         if self._temperature is not None:
             vectors = F.normalize(vectors, dim=1)
         vectors = torch.cat([vectors, self.decoder.bias], dim=1)
-        return vectors if items.rows is None else F.embedding(items.rows, vectors)
+        return take_rows(vectors, items.rows)
 
     def training_vectors(self, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors of users to learn with, and a penalty on their codes, a scalar."""

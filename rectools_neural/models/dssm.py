@@ -26,6 +26,7 @@ from ..config import (
 from ..data.batches import ItemBatch, TrainingBatch, UserBatch
 from ..data.reader import Items, Users
 from ..data.sources import UserBatches
+from ..nn.bags import take_rows
 from ..nn.features import FeatureEmbedding
 from ..nn.history import make_history_encoder
 from ..nn.towers import make_tower
@@ -140,18 +141,14 @@ class TwoTowerModule(nn.Module):
         vectors = self.item_features(items.features)
         if self.item_ids is not None and self.unknown_item is not None:
             vectors = vectors + torch.lerp(
-                _take(self.item_ids, items.rows), self.unknown_item, items.is_unknown.to(self.item_ids.dtype)
+                take_rows(self.item_ids, items.rows), self.unknown_item, items.is_unknown.to(self.item_ids.dtype)
             )
         vectors = self.item_tower(vectors)
         if self._similarity == "cosine":
             vectors = F.normalize(vectors, dim=1)
         if self.item_bias is None:
             return vectors
-        return torch.cat([vectors, _take(self.item_bias, items.rows).masked_fill(items.is_unknown, 0.0)], dim=1)
-
-
-def _take(table: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    return table if rows is None else F.embedding(rows, table)
+        return torch.cat([vectors, take_rows(self.item_bias, items.rows).masked_fill(items.is_unknown, 0.0)], dim=1)
 
 
 def _embedding(n: int, dim: int) -> nn.Parameter:

@@ -16,7 +16,7 @@ from ..config import Contrastive, Dropout, Loss, Negatives, NegativesConfig, Sam
 from ..data.batches import ItemBatch, TrainingBatch, UserBatch
 from ..data.reader import Items, Users
 from ..data.sources import PairBatches, UserBatches
-from ..nn.bags import sum_of_rows
+from ..nn.bags import sum_of_rows, take_rows
 from ..nn.graph import BipartiteGraph
 from ..training.loop import Batches
 from ..training.losses import info_nce_loss
@@ -156,7 +156,7 @@ class LightGCNModule(nn.Module):
 
     def item_vectors(self, items: ItemBatch) -> torch.Tensor:
         """Vectors of items, shape ``(n_items, dim)``."""
-        return self.for_item(_take(self.propagated_items, items.rows))
+        return self.for_item(take_rows(self.propagated_items, items.rows))
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation, for which the vectors of the items are computed once."""
@@ -288,7 +288,10 @@ class LightGCNModel(TwoSidedModel[LightGCNModelConfig]):
         layers = module.propagate(contrastive.noise if contrastive is not None and is_single_pass else 0.0, edges)
         table = module.combine(layers)
         users, items = module.split(table)
-        users, items = module.for_user(_take(users, batch.users.rows)), module.for_item(_take(items, batch.items.rows))
+        users, items = (
+            module.for_user(take_rows(users, batch.users.rows)),
+            module.for_item(take_rows(items, batch.items.rows)),
+        )
         if batch.negatives is None:
             # A mean over the pairs like the other losses, to be weighed against the penalties.
             loss = catalogue_loss(config.loss, users, items, batch) * (len(batch.users) / len(batch.rows))
@@ -304,7 +307,7 @@ class LightGCNModel(TwoSidedModel[LightGCNModelConfig]):
         targets = batch.targets.unique()
         targets = targets if batch.items.rows is None else batch.items.rows[targets]
         for nodes in (batch.users.rows, len(module.users) + targets):
-            views = _take(one, nodes), _take(other, nodes)
+            views = take_rows(one, nodes), take_rows(other, nodes)
             loss = loss + contrastive.weight * info_nce_loss(*views, contrastive.temperature)
         return loss
 
@@ -318,16 +321,12 @@ def _negatives(config: LightGCNModelConfig) -> NegativesConfig:
 
 def _size_of_embeddings(module: LightGCNModule, batch: TrainingBatch) -> torch.Tensor:
     """Half of the squared norms of the user, the item and the own negatives of a pair, mean over the pairs."""
-    users = _take(module.users, batch.users.rows).square().sum(dim=1)
-    items = _take(module.items, batch.items.rows).square().sum(dim=1)
+    users = take_rows(module.users, batch.users.rows).square().sum(dim=1)
+    items = take_rows(module.items, batch.items.rows).square().sum(dim=1)
     total = users[batch.rows].sum() + items[batch.targets].sum()
     if batch.negatives is not None and batch.negatives.is_positive is None:
         total = total + items[batch.negatives.items].sum()
     return total / (2 * len(batch.rows))
-
-
-def _take(table: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    return table if rows is None else F.embedding(rows, table)
 
 
 def _weighted_sum(weights: Sequence[float], tables: Sequence[torch.Tensor]) -> torch.Tensor:

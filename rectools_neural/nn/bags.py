@@ -49,3 +49,8 @@ def normalised_sum_of_rows(table: torch.Tensor, history: HistoryBatch) -> torch.
         squares = total.new_zeros(len(total)).index_add_(0, history.rows(), history.weights.square().to(total.dtype))
     # No division by the 0 of an empty history.
     return total * squares.masked_fill(squares == 0, 1).rsqrt().unsqueeze(1)
+
+
+def take_rows(table: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """Rows of a table; None stands for all of them in order, which spares the look-up."""
+    return table if rows is None else F.embedding(rows, table)
