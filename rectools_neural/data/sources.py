@@ -179,12 +179,15 @@ class UserBatches(_Batches):
         history = history_batch(self.users.histories.take(examples))
         hide = torch.rand(len(history.items), generator=self.generator) < self.hidden
         rows, targets = history.rows(), history.items
-        predicted = torch.ones_like(hide)
+        predicted: torch.Tensor | slice = slice(None)
         if not self.predict_visible:
-            hide = predicted = self._hide_at_least_one(history, hide)
+            hide = self._hide_at_least_one(history, hide)
+            predicted = hide
         if self.positives_per_user is not None:
             chosen = self._choose(rows[predicted], len(examples), self.positives_per_user)
-            predicted = torch.zeros_like(hide).masked_scatter_(predicted, chosen)
+            mask = torch.zeros_like(hide)
+            mask[predicted] = chosen
+            predicted = mask
         is_new = self._drop(len(examples))
         visible = self._with_noise(history, history.keep(~hide & ~is_new[rows]))
         users = self._users(examples, visible, is_new)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from ..nn.bags import normalised_sum_of_rows, take_rows
 from ..nn.towers import ACTIVATIONS
 from ..training.loop import Batches
 from .base import DataSchema, NeuralModelConfig
-from .two_sided import TwoSidedModel, catalogue_loss, check_table, sampled_loss
+from .two_sided import TwoSidedModel, catalogue_loss, check_table, encode_in_chunks, sampled_loss
 
 _LARGE_CATALOGUE = 100_000  # items from which on a softmax over all of them costs more than it gives
 _STEPS = 2.0  # steps of the optimiser for the square root of the interactions
@@ -288,10 +287,10 @@ class CompositePrior(nn.Module):
     """
     RecVAE's prior: a mixture of the standard normal, the posterior of the former encoder and a wide normal.
 
+    Of the former encoder it keeps what it said of the whole histories of the training users.
+
     Parameters
     ----------
-    encoder : nn.Module
-        Gives mean and log-variance; the prior keeps a copy of it.
     gamma : float
         Weight of the divergence for each item of a user.
     mixture : tuple of float
@@ -301,23 +300,33 @@ class CompositePrior(nn.Module):
     WIDE_LOG_VARIANCE = 10.0
 
     log_mixture: torch.Tensor
+    former: torch.Tensor
 
-    def __init__(self, encoder: nn.Module, gamma: float, mixture: tuple[float, float, float]) -> None:
+    def __init__(self, gamma: float, mixture: tuple[float, float, float]) -> None:
         super().__init__()
         self._gamma = gamma
+        self._users: Users | None = None
         self.register_buffer("log_mixture", torch.tensor(mixture).log(), persistent=False)
-        self.former: nn.Module = copy.deepcopy(encoder).requires_grad_(False)
+        self.register_buffer("former", torch.zeros(0), persistent=False)
 
+    def watch(self, users: Users | None) -> None:
+        """Make these the training users; None forgets them and what an encoder said of them."""
+        self._users = users
+        self.former = torch.zeros(0, device=self.former.device)
+
+    @torch.no_grad()
     def renew(self, encoder: nn.Module) -> None:
         """Make the given encoder the former one."""
-        self.former.load_state_dict(encoder.state_dict())
+        assert self._users is not None
+        codes = encode_in_chunks(encoder, lambda users: encoder(users.history), self._users)
+        self.former = codes.new_zeros(int(self._users.rows.max()) + 1, codes.shape[1])
+        self.former[torch.from_numpy(self._users.rows)] = codes
 
     def forward(
         self, code: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor, batch: TrainingBatch
     ) -> torch.Tensor:
         """Weighted divergence, estimated from one sample a user, mean over the users, a scalar."""
-        with torch.no_grad():
-            former_mean, former_log_variance = self.former(batch.users.history).chunk(2, dim=1)
+        former_mean, former_log_variance = self.former[batch.users.rows].chunk(2, dim=1)
         zero = torch.zeros_like(mean)
         components = torch.stack(
             [
@@ -619,8 +628,14 @@ class RecVAEModel(AutoencoderModel[RecVAEModelConfig]):
 
     def _build_module(self, config: RecVAEModelConfig, schema: DataSchema) -> VariationalModule:
         encoder = DenselyConnectedEncoder(schema.n_items, config.hidden[0], 2 * config.n_factors)
-        prior = CompositePrior(encoder, config.gamma, config.mixture)
-        return VariationalModule(schema, config, encoder, prior)
+        return VariationalModule(schema, config, encoder, CompositePrior(config.gamma, config.mixture))
+
+    def _read_training_data(self, module: Any, users: Users) -> None:
+        module.prior.watch(users)
+        module.prior.renew(module.encoder)
+
+    def _forget_training_data(self, module: Any) -> None:
+        module.prior.watch(None)
 
     def _make_batches(
         self, config: RecVAEModelConfig, users: Users, items: Items, generator: torch.Generator

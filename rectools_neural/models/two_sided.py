@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Generic
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from rectools.dataset import Dataset
 from rectools.exceptions import NotFittedError
 from scipy import sparse
+from torch import nn
 
 from ..config import NegativesConfig
 from ..data.batches import TrainingBatch
@@ -169,15 +171,18 @@ def _pair_scores(users: torch.Tensor, items: torch.Tensor, euclidean: bool) -> t
 
 
 def _user_vectors(module: Any, users: Users) -> torch.Tensor:
-    return _in_chunks(module, module.user_vectors, users)
+    return encode_in_chunks(module, module.user_vectors, users).float()
 
 
 def _item_vectors(module: Any, items: Items) -> torch.Tensor:
-    return _in_chunks(module, module.item_vectors, items)
+    return encode_in_chunks(module, module.item_vectors, items).float()
 
 
-def _in_chunks(module: Any, encode: Any, entities: Users | Items) -> torch.Tensor:
+def encode_in_chunks(
+    module: nn.Module, encode: Callable[[Any], torch.Tensor], entities: Users | Items
+) -> torch.Tensor:
+    """Apply a part of a module to users or items in chunks, shape ``(n_entities, dim)``."""
     device = next(module.parameters()).device
     positions = np.arange(len(entities))
     chunks = [positions[start : start + _CHUNK] for start in range(0, max(len(positions), 1), _CHUNK)]
-    return torch.cat([encode(entities.take(chunk).batch().to(device)).float() for chunk in chunks])
+    return torch.cat([encode(entities.take(chunk).batch().to(device)) for chunk in chunks])

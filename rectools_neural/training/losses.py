@@ -74,8 +74,8 @@ def softmax_loss(
     torch.Tensor
         Mean over the users, a scalar.
     """
-    normaliser = logits.logsumexp(dim=1)
-    return _weighted(normaliser[rows] - logits[rows, targets], weights).sum() / len(logits)
+    counts = torch.bincount(rows, weights, minlength=len(logits))
+    return (counts * logits.logsumexp(dim=1)).sum().sub(_weighted(logits[rows, targets], weights).sum()) / len(logits)
 
 
 def logistic_loss(

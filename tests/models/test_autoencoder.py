@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from torch import nn
 import rectools_neural
 from rectools_neural import load_dataset
 from rectools_neural.data.batches import FeatureBatch, FeatureSchema, HistoryBatch, ItemBatch, TrainingBatch, UserBatch
+from rectools_neural.data.features import EncodedFeatures
+from rectools_neural.data.histories import Histories
+from rectools_neural.data.reader import Users, history_batch
 from rectools_neural.models.autoencoder import (
     AutoencoderModel,
     CompositePrior,
@@ -66,6 +70,17 @@ def dense_histories(batch: TrainingBatch) -> torch.Tensor:
     return torch.nn.functional.normalize(x, dim=1)
 
 
+def training_users() -> Users:
+    """The users of the batches, with whole histories."""
+    indptr = np.cumsum([0, *map(len, TARGETS)])
+    histories = Histories(indptr, np.array([item for target in TARGETS for item in target]), N_ITEMS)
+    return Users(np.arange(4), histories, EncodedFeatures.missing(FeatureSchema(), 4))
+
+
+def whole_histories() -> torch.Tensor:
+    return torch.nn.functional.normalize((dense_targets(batch_of()) > 0).double(), dim=1)
+
+
 def dense_targets(batch: TrainingBatch) -> torch.Tensor:
     y = torch.zeros(4, N_ITEMS, dtype=torch.float64)
     y[batch.rows, batch.targets] = 1.0 if batch.weights is None else batch.weights
@@ -95,6 +110,7 @@ def module_of(name: str, **options: Any) -> tuple[Any, Any, Any]:
         module = model._build_module(config, schema).double()
         for parameter in module.parameters():
             nn.init.normal_(parameter, std=0.4)
+    model._read_training_data(module, training_users())
     return model, config, module
 
 
@@ -166,14 +182,15 @@ class TestLossesAgainstDenseReferences:
 
     def test_rec_vae(self, weights: bool) -> None:
         model, config, module = module_of("RecVAEModel", decoder_hidden=(), gamma=0.3, mixture=(0.2, 0.5, 0.3))
-        nn.init.normal_(module.prior.former.items, std=0.7)  # now another encoder than the present one
         batch = batch_of(weights)
-        mean, log_variance = densely_connected(module.encoder, batch).chunk(2, dim=1)
+        former = DenselyConnectedEncoder(N_ITEMS, 6, 8).double()
+        module.prior.renew(former)  # another encoder than the present one
+        mean, log_variance = densely_connected(module.encoder, dense_histories(batch)).chunk(2, dim=1)
         code = sampled(mean, log_variance)
         scores = code @ module.decoder.items.T + module.decoder.bias.T
         y = dense_targets(batch)
         likelihood = (y * scores.softmax(dim=1).log()).sum(dim=1)
-        former_mean, former_log_variance = densely_connected(module.prior.former, batch).chunk(2, dim=1)
+        former_mean, former_log_variance = densely_connected(former, whole_histories()).chunk(2, dim=1)
         zero, normal = torch.zeros_like(mean), torch.distributions.Normal
         density = (
             0.2 * normal(zero, zero + 1).log_prob(code).exp()
@@ -189,8 +206,8 @@ class TestLossesAgainstDenseReferences:
             assert_same(loss(model, config, module, batch), expected)
 
 
-def densely_connected(encoder: DenselyConnectedEncoder, batch: TrainingBatch) -> torch.Tensor:
-    inputs = dense_histories(batch) @ encoder.items + encoder.bias
+def densely_connected(encoder: DenselyConnectedEncoder, histories: torch.Tensor) -> torch.Tensor:
+    inputs = histories @ encoder.items + encoder.bias
     states: list[torch.Tensor] = []
     for number in range(5):
         if number:
@@ -219,7 +236,7 @@ def test_cosine() -> None:
 def test_gradients(name: str) -> None:
     """By finite differences, through encoder, sampling, decoder, loss and penalty."""
     model, config, module = module_of(name)
-    weights = {key: value.detach() for key, value in module.named_parameters() if ".former." not in key}
+    weights = {key: value.detach() for key, value in module.named_parameters()}
     loss = AutoencoderModel._batch_loss
 
     class Loss(nn.Module):
@@ -256,15 +273,20 @@ class TestPriors:
         assert model.fitted_config.annealing_steps == 3 * 3
         assert float(model._fitted.module.prior.step) == 9
 
-    def test_the_former_encoder_is_renewed(self) -> None:
-        encoder = DenselyConnectedEncoder(N_ITEMS, 6, 8)
-        prior = CompositePrior(encoder, 0.1, (0.2, 0.5, 0.3))
+    def test_the_prior_is_what_the_former_encoder_said_of_whole_histories(self) -> None:
+        encoder = DenselyConnectedEncoder(N_ITEMS, 6, 8).double()
+        prior = CompositePrior(0.1, (0.2, 0.5, 0.3))
+        users = training_users()
+        prior.watch(replace(users, rows=np.array([2, 0, 5, 1])))
+        prior.renew(encoder)
+        expected = densely_connected(encoder, whole_histories())
+        assert_same(prior.former[[2, 0, 5, 1]], expected)
         with torch.no_grad():
             encoder.items.add_(1)
-        assert not torch.equal(prior.former.items, encoder.items)  # type: ignore[arg-type]
-        prior.renew(encoder)
-        assert torch.equal(prior.former.items, encoder.items)  # type: ignore[arg-type]
-        assert not any(parameter.requires_grad for parameter in prior.former.parameters())
+        assert_same(prior.former[[2, 0, 5, 1]], expected)
+        assert not prior.former.requires_grad
+        prior.watch(None)
+        assert prior.former.numel() == 0
 
 
 class TestAlternatingUpdates:
@@ -280,7 +302,8 @@ class TestAlternatingUpdates:
                     else False
                     for part in (module.encoder.items, module.decoder.items)
                 )
-                same = torch.equal(module.prior.former.items, module.encoder.items)
+                code = module.encoder(history_batch(module.prior._users.histories))
+                same = torch.allclose(module.prior.former, code)
                 hidden = len(batch.batch.targets) - len(batch.batch.users.history.items)
                 seen.append((batch.trains, encoder, decoder, same, hidden))
                 return loss
