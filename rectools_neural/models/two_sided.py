@@ -178,9 +178,7 @@ def _item_vectors(module: Any, items: Items) -> torch.Tensor:
     return encode_in_chunks(module, module.item_vectors, items).float()
 
 
-def encode_in_chunks(
-    module: nn.Module, encode: Callable[[Any], torch.Tensor], entities: Users | Items
-) -> torch.Tensor:
+def encode_in_chunks(module: nn.Module, encode: Callable[[Any], torch.Tensor], entities: Users | Items) -> torch.Tensor:
     """Apply a part of a module to users or items in chunks, shape ``(n_entities, dim)``."""
     device = next(module.parameters()).device
     positions = np.arange(len(entities))
