@@ -6,10 +6,13 @@ A new protocol is one more `Protocol` in `PROTOCOLS`.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attr
@@ -20,9 +23,14 @@ from rectools import Columns
 from rectools.dataset import Dataset, Interactions
 from rectools.models.base import ModelBase
 
+from rectools_neural.datasets import _default_places
+
 Hits = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 PerUser = npt.NDArray[np.float64]
+
+#: Pairs of users and items that are ranked at once where everything has to be ranked.
+RANKED_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -42,12 +50,15 @@ class Cut:
     histories : Dataset, optional
         `train` and the known interactions of the users that are asked, where these are no part of it: what models
         recommend from. Users and items have the same internal ids as in `train`. Its pairs are never ranked again.
+    candidates : pd.DataFrame, optional
+        Columns `user_id`, `item_id`: the only pairs that are ranked, those of `test` among them.
     """
 
     train: Dataset
     test: pd.DataFrame
     hidden: pd.DataFrame | None = None
     histories: Dataset | None = None
+    candidates: pd.DataFrame | None = None
 
     def recommend(self, model: ModelBase[Any], k: int) -> pd.DataFrame:
         """
@@ -65,6 +76,8 @@ class Cut:
         pd.DataFrame
             Columns `user_id`, `item_id`, `score`, `rank`; at most `k` rows a user.
         """
+        if self.candidates is not None:
+            return self._rank_candidates(model, self.candidates, k)
         hot = np.unique(self.train.get_raw_interactions()[Columns.Item])
         reserve = 0 if self.hidden is None else int(self.hidden[Columns.User].value_counts().max())
         reco: pd.DataFrame = model.recommend(
@@ -78,13 +91,33 @@ class Cut:
         )
         return reco if self.hidden is None else _without(reco, self.hidden, k)
 
+    def _rank_candidates(self, model: ModelBase[Any], candidates: pd.DataFrame, k: int) -> pd.DataFrame:
+        """Let the model rank everything, a few users at a time, and keep the candidates: any model can be asked so."""
+        hot = np.unique(self.train.get_raw_interactions()[Columns.Item])
+        users = np.unique(self.test[Columns.User])
+        parts = []
+        for chunk in np.array_split(users, math.ceil(users.size * hot.size / RANKED_AT_ONCE)):
+            reco: pd.DataFrame = model.recommend(
+                users=chunk,
+                dataset=self.train,
+                k=hot.size,
+                filter_viewed=False,
+                items_to_recommend=hot if hot.size < self.train.item_id_map.size else None,
+            )
+            parts.append(_first(reco.merge(candidates, on=Columns.UserItem), k))
+        return pd.concat(parts, ignore_index=True)
+
 
 def _without(reco: pd.DataFrame, hidden: pd.DataFrame, k: int) -> pd.DataFrame:
     """Drop the hidden pairs, close the gaps in the ranks and keep the first `k` of each user."""
     marked = reco.merge(hidden, on=Columns.UserItem, how="left", indicator=True)
-    kept = marked[marked["_merge"] == "left_only"].drop(columns="_merge")
-    kept[Columns.Rank] = kept.groupby(Columns.User).cumcount() + 1
-    first: pd.DataFrame = kept[kept[Columns.Rank] <= k]
+    return _first(marked[marked["_merge"] == "left_only"].drop(columns="_merge"), k)
+
+
+def _first(reco: pd.DataFrame, k: int) -> pd.DataFrame:
+    """Close the gaps in the ranks and keep the first `k` of each user."""
+    closed = reco.assign(**{Columns.Rank: reco.groupby(Columns.User).cumcount() + 1})
+    first: pd.DataFrame = closed[closed[Columns.Rank] <= k]
     return first.reset_index(drop=True)
 
 
@@ -292,6 +325,141 @@ def hold_out_users(dataset: Dataset, seed: int, *, n_users: int, validate: bool)
         test=pairs.iloc[foldable[is_truth]].reset_index(drop=True),
         histories=histories,
     )
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """
+    Published test rows and negatives, by numbers: users and items count from 0 in order of their first rows.
+
+    Attributes
+    ----------
+    positives : np.ndarray
+        User and item of each test row, shape (n_rows, 2).
+    negatives : np.ndarray
+        User and item of each pair that the test item is ranked among, shape (n_pairs, 2).
+    """
+
+    positives: npt.NDArray[np.int64]
+    negatives: npt.NDArray[np.int64]
+
+
+def read_leave_one_out(places: Sequence[Path], folder: str, name: str) -> LeaveOneOut:
+    """
+    Read the test files of He et al. 2017.
+
+    Parameters
+    ----------
+    places : Sequence of Path
+        Where the folder may be, in order.
+    folder : str
+        Name of the folder.
+    name : str
+        Of the data in the names of the files.
+
+    Returns
+    -------
+    LeaveOneOut
+        Their content.
+
+    Raises
+    ------
+    FileNotFoundError
+        If no place has the files.
+    ValueError
+        If they are not what they should be.
+    """
+    for place in places:
+        rating, negative = (place / folder / f"{name}.test.{what}" for what in ("rating", "negative"))
+        if rating.is_file() and negative.is_file():
+            break
+    else:
+        raise FileNotFoundError(
+            f"The files {name}.test.rating and {name}.test.negative are in none of "
+            f"{', '.join(str(place / folder) for place in places)}, and this benchmark does not download them: put "
+            "there those of the folder Data of https://github.com/hexiangnan/neural_collaborative_filtering."
+        )
+    try:
+        positives = pd.read_csv(rating, sep="\t", header=None, usecols=[0, 1], dtype=np.int64).to_numpy()
+        # A line has its pair as "(user,item)" and then its negatives.
+        lists = pd.read_csv(negative, sep="\t", header=None, index_col=0, dtype={0: str}).astype(np.int64)
+        users = lists.index.str.strip("()").str.split(",").str[0].astype(np.int64)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{rating} or {negative} is broken: {error}. Restore the original files.") from error
+    return LeaveOneOut(positives, np.column_stack([np.repeat(users, lists.shape[1]), lists.to_numpy().ravel()]))
+
+
+def leave_one_out(dataset: Dataset, published: LeaveOneOut) -> Cut:
+    """
+    Hold out the published rows, each to be ranked among its user's published negatives.
+
+    A negative that is the test item itself counts once, as in the published evaluation: of MovieLens-1M 156 are.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Interactions in the order of the original file, which the published numbers follow.
+    published : LeaveOneOut
+        Test rows and negatives.
+
+    Returns
+    -------
+    Cut
+        The train part has all other rows.
+
+    Raises
+    ------
+    ValueError
+        If the published rows are not rows of the dataset.
+    """
+    raw = dataset.get_raw_interactions()
+    (users, user_ids), (items, item_ids) = (pd.factorize(raw[column]) for column in Columns.UserItem)
+    is_test = pd.Series(users * item_ids.size + items, index=raw.index).isin(published.positives @ [item_ids.size, 1])
+    pairs = np.concatenate([published.positives, published.negatives])
+    if (pairs >= [user_ids.size, item_ids.size]).any() or is_test.sum() != len(published.positives):
+        raise ValueError(
+            f"of the {len(published.positives)} published test rows, {is_test.sum()} are interactions of the data: the "
+            "rows of the data must be those of the original file in their order"
+        )
+    candidates = pd.DataFrame({Columns.User: user_ids[pairs[:, 0]], Columns.Item: item_ids[pairs[:, 1]]})
+    return dataclasses.replace(_cut(dataset, ~is_test, is_test), candidates=candidates.drop_duplicates())
+
+
+def hold_out_last(dataset: Dataset, seed: int, *, n_negatives: int) -> Cut:
+    """
+    Hold out the last row of each user that has more than one, to be ranked among random items without interaction.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Interactions with their times; of a user's rows at the last moment the last one is held out.
+    seed : int
+        Draws the negatives.
+    n_negatives : int
+        How many of them a user gets, each another; fewer where there are no more.
+
+    Returns
+    -------
+    Cut
+        The train part has all other rows.
+    """
+    raw = dataset.get_raw_interactions()
+    order = raw.sort_values(Columns.Datetime, kind="stable")
+    last = order[order.duplicated(Columns.User, keep="first")].drop_duplicates(Columns.User, keep="last")
+    items = np.unique(raw[Columns.Item])
+    rng = np.random.default_rng(seed)
+    candidates = [last[Columns.UserItem]]
+    seen = raw.groupby(Columns.User)[Columns.Item].agg(set)
+    for user in last[Columns.User]:
+        unseen = items[~np.isin(items, list(seen[user]))]
+        drawn = rng.choice(unseen, min(n_negatives, unseen.size), replace=False)
+        candidates.append(pd.DataFrame({Columns.User: user, Columns.Item: drawn}))
+    is_last = pd.Series(raw.index.isin(last.index), index=raw.index)
+    return dataclasses.replace(_cut(dataset, ~is_last, is_last), candidates=pd.concat(candidates, ignore_index=True))
+
+
+def _published_cut(dataset: Dataset) -> Cut:
+    return leave_one_out(dataset, read_leave_one_out(_default_places(), "ncf-ml-1m", "ml-1m"))
 
 
 def _split_given(dataset: Dataset) -> Cut:
@@ -515,6 +683,8 @@ _LIGHTGCN_METRICS = {"Recall": recall, "NDCG": ndcg}
 
 # The seed of the published cut; a run's seed changes the model alone.
 _RECOMMENDERS_SEED = 42
+# That of the validation negatives, for the same reason.
+_NEGATIVES_SEED = 0
 
 
 def _recommenders(name: str, title: str, split: Callable[[Dataset, int], Cut]) -> Protocol:
@@ -580,6 +750,20 @@ PROTOCOLS = {
             definitions="as RecBole: recall over all test items, precision over k, "
             "binary nDCG with ideal over min(k, test items)",
             main_metric="NDCG@10",
+        ),
+        Protocol(
+            name="P4",
+            title="MovieLens-1M, all ratings positive, the last one of each user ranked among 99 published negatives "
+            "(He et al. 2017)",
+            dataset="ml-1m",
+            k=10,
+            split=lambda dataset, _seed: _published_cut(dataset),
+            validation=lambda dataset, _seed: hold_out_last(
+                _published_cut(dataset).train, _NEGATIVES_SEED, n_negatives=99
+            ),
+            metrics=partial(mean_over_users, {"HitRate": hit_rate, "NDCG": ndcg}),
+            definitions="as He et al. 2017: one test item among 99 sampled ones; not comparable with full rankings",
+            main_metric="HitRate@10",
         ),
         Protocol(
             name="P5",

@@ -24,6 +24,7 @@ PUBLISHED = {
     "P1": ("NDCG@10", "MAP@10", "Recall@10"),
     "P2": ("NDCG@10", "MAP@10", "HitRate@10"),
     "P3": ("NDCG@10", "Recall@10", "MRR@10"),
+    "P4": ("HitRate@10", "NDCG@10"),
     "P5": ("NDCG@100", "Recall@100", "Recall@20"),
     "P6": ("Recall@20", "NDCG@20"),
     "P6Y": ("Recall@20", "NDCG@20"),

@@ -22,17 +22,22 @@ from benchmarks.config import ModelSpec
 from benchmarks.measure import build_model
 from benchmarks.protocols import (
     PROTOCOLS,
+    RANKED_AT_ONCE,
     Cut,
+    LeaveOneOut,
     achievable_recall,
     average_precision,
     held_out_user_metrics,
     hit_matrix,
     hit_rate,
+    hold_out_last,
     hold_out_users,
+    leave_one_out,
     mean_over_users,
     ndcg,
     parts_per_user,
     precision,
+    read_leave_one_out,
     recall,
     reciprocal_rank,
     replay_metrics,
@@ -44,13 +49,33 @@ from benchmarks.tuning import job_config
 from rectools_neural import load_dataset, model_from_config
 
 K = 3
-# Six hundred users for each part are more than the small data have.
+
+
+def small_published(dataset: Dataset) -> LeaveOneOut:
+    """The first row of each user, to be ranked among ten items at random."""
+    raw = dataset.get_raw_interactions()
+    pairs = np.column_stack([pd.factorize(raw[column])[0] for column in Columns.UserItem])
+    rng = np.random.default_rng(2)
+    negatives = [(user, item) for user in range(40) for item in rng.permutation(30)[:10]]
+    seen = set(map(tuple, pairs.tolist()))
+    unseen = [pair for pair in negatives if pair not in seen]
+    return LeaveOneOut(pairs[np.unique(pairs[:, 0], return_index=True)[1]], np.array(unseen))
+
+
+# Six hundred users for each part are more than the small data have, and what is published is of other data.
 SMALL_PROTOCOLS = PROTOCOLS | {
+    "P4": dataclasses.replace(
+        PROTOCOLS["P4"],
+        split=lambda dataset, _seed: leave_one_out(dataset, small_published(dataset)),
+        validation=lambda dataset, seed: hold_out_last(
+            leave_one_out(dataset, small_published(dataset)).train, seed, n_negatives=10
+        ),
+    ),
     "P5": dataclasses.replace(
         PROTOCOLS["P5"],
         split=partial(hold_out_users, n_users=8, validate=False),
         validation=partial(hold_out_users, n_users=8, validate=True),
-    )
+    ),
 }
 POPULAR = ModelSpec.model_validate({"cls": "PopularModel"})
 has_ml_1m = pytest.mark.skipif(
@@ -325,6 +350,99 @@ class TestGivenSplit:
     def test_missing_column(self, interactions: pd.DataFrame) -> None:
         with pytest.raises(ValueError, match=r"no column 'split'.*keep_extra_cols=True"):
             PROTOCOLS["P6"].split(Dataset.construct(interactions), 0)
+
+
+class TestLeaveOneOut:
+    ROWS = make_pairs([(7, 30), (7, 10), (5, 30), (5, 20), (5, 10), (6, 20), (6, 40)])
+    DAYS = ("2020-01-02", "2020-01-01", "2020-01-01", "2020-01-03", "2020-01-03", "2020-01-01", "2020-01-02")
+    # By number users 7, 5, 6 and items 30, 10, 20, 40. The test item of user 7 is among its own negatives.
+    RATING = "0\t0\t5\t978824351\n1\t2\t3\t978300174\n2\t3\t1\t978300174\n"
+    NEGATIVE = "(0,0)\t2\t0\n(1,2)\t1\t3\n(2,3)\t0\t1\n"
+    CANDIDATES: frozenset[tuple[int, int]] = frozenset(
+        {(7, 30), (7, 20), (5, 20), (5, 10), (5, 40), (6, 40), (6, 30), (6, 10)}
+    )
+
+    @pytest.fixture
+    def dataset(self) -> Dataset:
+        return Dataset.construct(self.ROWS.assign(weight=2, datetime=self.DAYS))
+
+    @pytest.fixture
+    def places(self, tmp_path: Path) -> list[Path]:
+        (tmp_path / "second" / "lists").mkdir(parents=True)
+        for what, text in (("rating", self.RATING), ("negative", self.NEGATIVE)):
+            (tmp_path / "second" / "lists" / f"tiny.test.{what}").write_text(text)
+        return [tmp_path / "first", tmp_path / "second"]
+
+    def test_numbers_follow_the_first_rows(self, dataset: Dataset, places: list[Path]) -> None:
+        cut = leave_one_out(dataset, read_leave_one_out(places, "lists", "tiny"))
+        assert pair_set(cut.test) == {(7, 30), (5, 20), (6, 40)}
+        assert pair_set(cut.train.get_raw_interactions()) == pair_set(self.ROWS) - pair_set(cut.test)
+        assert cut.candidates is not None
+        assert pair_set(cut.candidates) == self.CANDIDATES
+        assert len(cut.candidates) == len(self.CANDIDATES)
+
+    def test_other_data(self, places: list[Path]) -> None:
+        published = read_leave_one_out(places, "lists", "tiny")
+        others = Dataset.construct(self.ROWS[2:].assign(weight=2, datetime="2020-01-01"))
+        with pytest.raises(ValueError, match=r"of the 3 published test rows, \d are interactions of the data"):
+            leave_one_out(others, published)
+
+    def test_missing_files(self, places: list[Path]) -> None:
+        with pytest.raises(FileNotFoundError, match=r"tiny\.test\.negative are in none of .*first.*does not download"):
+            read_leave_one_out(places[:1], "lists", "tiny")
+
+    @pytest.mark.parametrize("negative", ["", "(0,0)\tx\n", "(a,0)\t1\n"])
+    def test_broken_files(self, negative: str, places: list[Path]) -> None:
+        (places[1] / "lists" / "tiny.test.negative").write_text(negative)
+        with pytest.raises(ValueError, match="is broken"):
+            read_leave_one_out(places, "lists", "tiny")
+
+    def test_only_candidates_are_ranked(
+        self, dataset: Dataset, places: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cut = leave_one_out(dataset, read_leave_one_out(places, "lists", "tiny"))
+        # Train rows: item 10 twice, 20 and 30 once, 40 never, which leaves it out.
+        model = PopularModel().fit(cut.train)
+        reco = cut.recommend(model, 10)
+        lists = reco.groupby(Columns.User)[Columns.Item].apply(list).to_dict()
+        assert {user: set(items) for user, items in lists.items()} == {5: {10, 20}, 6: {10, 30}, 7: {20, 30}}
+        assert [lists[5][0], lists[6][0]] == [10, 10]
+        assert reco[Columns.Rank].tolist() == [1, 2] * 3
+        assert cut.recommend(model, 1)[Columns.Rank].tolist() == [1] * 3
+        assert RANKED_AT_ONCE > 1_000_000
+        monkeypatch.setattr("benchmarks.protocols.RANKED_AT_ONCE", 1)  # a user at a time
+        pd.testing.assert_frame_equal(cut.recommend(model, 10), reco)
+
+    def test_last_row_of_each_user(self, dataset: Dataset) -> None:
+        cut = hold_out_last(dataset, 0, n_negatives=1)
+        # User 5 has two rows at the last moment: the later of them.
+        assert pair_set(cut.test) == {(7, 30), (5, 10), (6, 40)}
+        assert cut.candidates is not None
+        assert pair_set(cut.test) <= pair_set(cut.candidates)
+        assert len(cut.candidates) == 6
+        negatives = pair_set(cut.candidates) - pair_set(cut.test)
+        assert not negatives & pair_set(self.ROWS)
+        everything = hold_out_last(dataset, 0, n_negatives=9).candidates
+        assert everything is not None
+        assert pair_set(everything) == {
+            *pair_set(cut.test), *((7, item) for item in (20, 40)), (5, 40), *((6, item) for item in (10, 30))
+        }  # fmt: skip
+
+    @has_ml_1m
+    def test_published_rows_are_the_last_ones(self) -> None:
+        dataset = load_dataset("ml-1m")
+        try:
+            cut = PROTOCOLS["P4"].split(dataset, 0)
+        except FileNotFoundError:
+            pytest.skip("no published negatives of ml-1m")
+        raw = dataset.get_raw_interactions()
+        times = cut.test.merge(raw, on=Columns.UserItem).set_index(Columns.User)[Columns.Datetime]
+        assert times.sort_index().equals(raw.groupby(Columns.User)[Columns.Datetime].max())
+        assert len(cut.train.interactions.df) == 1_000_209 - 6_040
+        assert cut.candidates is not None
+        # 156 users have their test item among the negatives; no other candidate is an interaction.
+        assert len(cut.candidates) == 100 * 6_040 - 156
+        assert pair_set(cut.candidates) & pair_set(raw) == pair_set(cut.test)
 
 
 class TestHeldOutUsers:
