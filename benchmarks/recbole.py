@@ -18,8 +18,6 @@ import argparse
 import dataclasses
 import json
 import multiprocessing
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,9 +39,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from benchmarks.config import DataConfig, RandomSplit
 from benchmarks.data import Fold, folds, prepare
+from benchmarks.environment import Environment, ask_worker
 from benchmarks.files import write_atomically
 from benchmarks.metrics import describe
-from benchmarks.provenance import REPOSITORY, THREAD_VARIABLES, provenance
+from benchmarks.provenance import REPOSITORY, provenance
 from rectools_neural import model_from_config
 from rectools_neural.datasets import _cache_folder
 from rectools_neural.errors import did_you_mean
@@ -51,23 +50,23 @@ from rectools_neural.errors import did_you_mean
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "recbole.json"
 WORKER = Path(__file__).with_name("recbole_worker.py")
 
-RECBOLE = "recbole==1.2.1"
 #: RecBole itself comes without its dependencies: it asks for an old ray, which only its search for parameters needs.
-REQUIREMENTS = (
-    f"torch=={torch.__version__.partition('+')[0]}",  # the same on both sides
-    "numpy<2",  # it uses np.float_
-    "scipy<1.13",  # its LightGCN calls dok_matrix._update
-    "pandas<3",  # it fills columns through chained assignment
-    "colorlog==4.7.2",
-    "colorama==0.4.4",
-    "pyyaml",
-    "scikit-learn",
-    "tensorboard",
-    "texttable",
-    "tqdm",
+ENVIRONMENT = Environment(
+    package="recbole==1.2.1",
+    requirements=(
+        f"torch=={torch.__version__.partition('+')[0]}",  # the same on both sides
+        "numpy<2",  # it uses np.float_
+        "scipy<1.13",  # its LightGCN calls dok_matrix._update
+        "pandas<3",  # it fills columns through chained assignment
+        "colorlog==4.7.2",
+        "colorama==0.4.4",
+        "pyyaml",
+        "scikit-learn",
+        "tensorboard",
+        "texttable",
+        "tqdm",
+    ),
 )
-LAST_PYTHON = (3, 12)  # of numpy below 2
-STAMP = "rectools-neural-recbole.txt"  # in the folder of an environment that this module has made
 
 DATA = DataConfig(name="ml-100k", binary=True, min_rating=None, k_core=None)
 SPLIT = RandomSplit(name="random", test_fold_frac=0.2)
@@ -272,14 +271,7 @@ def fit_recbole(
             "k": METRIC.k,
             "threads": threads,
         }
-        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        # -I: the folder of the script stays off the path, where this very file would hide the package of its name.
-        command = [str(python), "-I", str(WORKER), "request.json", "result.json"]
-        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
-        outcome = subprocess.run(command, cwd=name, env=environment, capture_output=True, text=True, check=False)
-        if outcome.returncode:
-            raise RuntimeError(f"RecBole's {model} failed:\n{outcome.stderr[-3000:]}")
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = ask_worker(python, WORKER, request, folder, threads)
     reco = read_lists(users, result["items"], np.unique(fold.train.get_raw_interactions()[Columns.Item]))
     return Run(result["epoch_seconds"], result["recommend_seconds"], reco), result["versions"]
 
@@ -341,52 +333,6 @@ def read_lists(users: np.ndarray, lists: Sequence[Sequence[str]], item_ids: np.n
     return pd.DataFrame(rows, columns=[Columns.User, Columns.Item, Columns.Rank])
 
 
-def make_environment(folder: Path) -> Path:
-    """
-    Make a virtual environment with RecBole, unless it is there.
-
-    Parameters
-    ----------
-    folder : Path
-        Where it is, or shall be.
-
-    Returns
-    -------
-    Path
-        Its Python.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds something else, or no such environment can be made.
-    """
-    folder = folder.expanduser().absolute()
-    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    stamp, content = folder / STAMP, "\n".join([RECBOLE, *REQUIREMENTS, ""])
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == content:
-        return python
-    if not stamp.exists() and folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and no environment of this benchmark: choose another --environment")
-    if sys.version_info[:2] > LAST_PYTHON:
-        raise ValueError(
-            f"{RECBOLE} needs numpy below 2, and so a Python up to {'.'.join(map(str, LAST_PYTHON))}: run with that"
-        )
-    print(f"making an environment with {RECBOLE} in {folder}", file=sys.stderr, flush=True)
-    # Until everything is installed the stamp says only whose folder it is.
-    write_atomically(stamp, "unfinished\n")
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for command in (
-        [sys.executable, "-m", "venv", str(folder)],
-        [*install, *REQUIREMENTS],
-        [*install, "--no-deps", RECBOLE],
-    ):
-        outcome = subprocess.run(command, capture_output=True, text=True, check=False)
-        if outcome.returncode:
-            raise ValueError(f"`{' '.join(command)}` failed:\n{(outcome.stderr or outcome.stdout)[-3000:]}")
-    write_atomically(stamp, content)
-    return python
-
-
 # ---------------------------------------------------------------------- the comparison
 
 
@@ -418,7 +364,7 @@ def run(pairs: Sequence[Pair], settings: Settings, environment: Path) -> dict[st
     """
     for pair in pairs:
         model_from_config(settings.our_config(pair, 0))
-    python = make_environment(environment)
+    python = ENVIRONMENT.make(environment)
     dataset = prepare(DATA)
     split = [next(folds(dataset, SPLIT, seed)) for seed in range(settings.repeats)]
     rows: list[dict[str, Any]] = []

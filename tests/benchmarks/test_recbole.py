@@ -11,12 +11,10 @@ import pytest
 from rectools import Columns
 from rectools.dataset import Dataset
 
-from benchmarks import recbole
 from benchmarks.data import Fold
 from benchmarks.recbole import (
     OURS,
     PAIRS,
-    STAMP,
     THEIRS,
     Run,
     Settings,
@@ -25,7 +23,6 @@ from benchmarks.recbole import (
     fit_ours,
     fit_recbole,
     main,
-    make_environment,
     read_lists,
     screen_table,
     write_atomic_files,
@@ -94,7 +91,7 @@ def test_our_side(fold: Fold) -> None:
 
 def test_their_side_needs_their_environment(fold: Fold) -> None:
     # Not this project's module of the same name, which stands beside the script that is run.
-    with pytest.raises(RuntimeError, match=r"RecBole's MultiVAE failed:(.|\n)*No module named 'recbole'"):
+    with pytest.raises(RuntimeError, match=r"recbole_worker failed:(.|\n)*No module named 'recbole'"):
         fit_recbole(Path(sys.executable), "MultiVAE", {}, fold, 1)
 
 
@@ -151,35 +148,6 @@ def test_screen_table() -> None:
     )
     assert first == ["b", "2", "9", "3", "0.5", "0.25", "0.5", "0.4000", "0.3000"]
     assert second == ["a", "1", "1.5", "1.5", "1", "1", "1", "0.2500", "0.5000"]
-
-
-class TestEnvironment:
-    def test_foreign_folder_is_left_alone(self, tmp_path: Path) -> None:
-        (tmp_path / "pyvenv.cfg").write_text("mine")
-        with pytest.raises(ValueError, match="is not empty and no environment of this benchmark"):
-            make_environment(tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == ["pyvenv.cfg"]
-
-    def test_python_without_older_numpy(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(recbole, "LAST_PYTHON", (3, 9))
-        with pytest.raises(ValueError, match=r"needs numpy below 2, and so a Python up to 3\.9"):
-            make_environment(tmp_path / "new")
-        assert not (tmp_path / "new").exists()
-
-    def test_unfinished_one_is_taken_up_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(recbole, "LAST_PYTHON", sys.version_info[:2])
-        monkeypatch.setattr(recbole, "REQUIREMENTS", ("this is no requirement",))
-        (tmp_path / STAMP).write_text("unfinished\n")
-        with pytest.raises(ValueError, match=r"pip install(.|\n)*failed:(.|\n)*Invalid requirement"):
-            make_environment(tmp_path)
-        assert (tmp_path / "pyvenv.cfg").exists()
-        assert (tmp_path / STAMP).read_text() == "unfinished\n"
-
-    def test_finished_one_is_used_as_it_is(self, tmp_path: Path) -> None:
-        content = "\n".join([recbole.RECBOLE, *recbole.REQUIREMENTS, ""])
-        (tmp_path / STAMP).write_text(content)
-        assert make_environment(tmp_path).is_relative_to(tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == [STAMP]
 
 
 @pytest.mark.parametrize(
