@@ -25,6 +25,7 @@ DISTRIBUTIONS = (
     "scipy",
     "pandas",
     "optuna",
+    "scikit-learn",
 )
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from rectools import Columns
 from rectools.dataset import Dataset
 
-from benchmarks import ratings
+from benchmarks import clicks, ratings
 from benchmarks.pointwise import cut, load_specs, result_path, screen_table
 from benchmarks.provenance import REPOSITORY
 from benchmarks.published import read_results
@@ -123,9 +122,9 @@ def test_wrong_arguments(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("program", ["ratings"])
+@pytest.mark.parametrize("program", ["ratings", "clicks"])
 def test_configuration_fits(program: str) -> None:
-    module: Any = sys.modules[f"benchmarks.{program}"]
+    module: Any = {"ratings": ratings, "clicks": clicks}[program]
     specs = load_specs(REPOSITORY / "benchmarks" / "configs" / f"{program}.yaml", module.TASKS)
     assert list(specs) == list(module.TASKS)
 
