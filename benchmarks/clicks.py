@@ -311,7 +311,7 @@ class OneHotLogistic(OneHotModel):
     """
 
     def __init__(self, strength: float) -> None:
-        self.classifier = LogisticRegression(C=strength, max_iter=200)
+        self.classifier = LogisticRegression(C=strength, max_iter=1000)
 
     def _fit(self, columns: sparse.csr_matrix, positive: np.ndarray) -> None:
         self.classifier.fit(columns, positive)
