@@ -22,9 +22,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -72,7 +72,6 @@ DATA = DataConfig(name="ml-100k", binary=True, min_rating=None, k_core=None)
 SPLIT = RandomSplit(name="random", test_fold_frac=0.2)
 METRIC = NDCG(10, divide_by_achievable=True)
 NDCG_LABEL = f"ndcg@{METRIC.k}"
-RECBOLE_HIDDEN = 600  # its default, for all autoencoders
 OURS, THEIRS = "ours", "RecBole"
 
 
@@ -85,19 +84,25 @@ class Pair:
     ----------
     ours, theirs : str
         Names of the models.
-    size : str
-        RecBole's option for the size of a code or an embedding.
+    sizes : tuple of str
+        RecBole's options for the sizes of codes or embeddings.
     size_factor : int
-        What it has to be multiplied by.
+        What they have to be multiplied by.
     eats_users : bool
         Whether batches are counted in users, on both sides, and not in interactions.
+    rows : int
+        For how many rows of its batches RecBole counts an interaction: negatives can be rows of their own.
+    options : mapping
+        Options of ours that are RecBole's defaults.
     """
 
     ours: str
     theirs: str
-    size: str = "latent_dimension"
+    sizes: tuple[str, ...] = ("latent_dimension",)
     size_factor: int = 1
     eats_users: bool = True
+    rows: int = 1
+    options: Mapping[str, Any] = field(default_factory=lambda: {"hidden": [600]})
 
 
 PAIRS = {
@@ -106,7 +111,20 @@ PAIRS = {
         Pair("MultVAEModel", "MultiVAE", size_factor=2),  # RecBole counts mean and variance
         Pair("MultDAEModel", "MultiDAE"),
         Pair("RecVAEModel", "RecVAE"),
-        Pair("LightGCNModel", "LightGCN", size="embedding_size", eats_users=False),
+        Pair("LightGCNModel", "LightGCN", sizes=("embedding_size",), eats_users=False, options={}),
+        Pair(
+            "NCFModel",
+            "NeuMF",
+            sizes=("mf_embedding_size", "mlp_embedding_size"),
+            eats_users=False,
+            rows=2,
+            options={
+                "architecture": "neumf",
+                "hidden": [128, 64],
+                "loss": "bce",
+                "negatives": {"name": "uniform", "n": 1},
+            },
+        ),
     )
 }
 
@@ -123,7 +141,7 @@ class Settings:
     epochs, batch_size : int
         Of autoencoders, whose batches are users.
     pair_epochs, pair_batch_size : int
-        Of LightGCN, whose batches are interactions.
+        Of LightGCN and NCF, whose batches are interactions, as RecBole counts them.
     n_factors : int
         Size of codes and embeddings.
     threads : int
@@ -142,9 +160,9 @@ class Settings:
         """Configure our model, in `model_from_config` form."""
         return {
             "cls": pair.ours,
-            **({"hidden": [RECBOLE_HIDDEN]} if pair.eats_users else {}),
+            **pair.options,
             "epochs": self.epochs if pair.eats_users else self.pair_epochs,
-            "batch_size": self.batch_size if pair.eats_users else self.pair_batch_size,
+            "batch_size": self.batch_size if pair.eats_users else self.pair_batch_size // pair.rows,
             "n_factors": self.n_factors,
             "seed": seed,
         }
@@ -154,7 +172,7 @@ class Settings:
         return {
             "epochs": self.epochs if pair.eats_users else self.pair_epochs,
             "train_batch_size": self.batch_size if pair.eats_users else self.pair_batch_size,
-            pair.size: pair.size_factor * self.n_factors,
+            **dict.fromkeys(pair.sizes, pair.size_factor * self.n_factors),
             "seed": seed,
             "use_gpu": False,
             "show_progress": False,
@@ -481,8 +499,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "repeats": "how often everything is measured",
         "epochs": "epochs of autoencoders",
         "batch_size": "users in a batch of autoencoders",
-        "pair_epochs": "epochs of LightGCN",
-        "pair_batch_size": "interactions in a batch of LightGCN",
+        "pair_epochs": "epochs of LightGCN and NCF",
+        "pair_batch_size": "rows in a batch of LightGCN and NCF",
         "n_factors": "size of codes and embeddings",
         "threads": "threads of either side",
     }.items():

@@ -69,12 +69,21 @@ def test_both_sides_get_the_same_sizes() -> None:
     ours = {"cls": "MultDAEModel", "epochs": 3, "batch_size": 16, "n_factors": 8, "seed": 1}
     assert SETTINGS.our_config(autoencoder, 1) == ours | {"hidden": [600]}
     assert SETTINGS.our_config(graph, 1) == ours | {"cls": "LightGCNModel", "epochs": 2, "batch_size": 50}
+    neumf = SETTINGS.our_config(PAIRS["NCFModel"], 1)
+    # Each of RecBole's 50 rows is a positive or a negative.
+    assert {name: neumf[name] for name in ("epochs", "batch_size", "n_factors")} == {
+        "epochs": 2, "batch_size": 25, "n_factors": 8
+    }  # fmt: skip
     for pair, expected in (
         (autoencoder, {"epochs": 3, "train_batch_size": 16, "latent_dimension": 8}),
         (PAIRS["RecVAEModel"], {"epochs": 3, "train_batch_size": 16, "latent_dimension": 8}),
         # Half of RecBole's number are means.
         (PAIRS["MultVAEModel"], {"epochs": 3, "train_batch_size": 16, "latent_dimension": 16}),
         (graph, {"epochs": 2, "train_batch_size": 50, "embedding_size": 8}),
+        (
+            PAIRS["NCFModel"],
+            {"epochs": 2, "train_batch_size": 50, "mf_embedding_size": 8, "mlp_embedding_size": 8},
+        ),
     ):
         config = SETTINGS.their_config(pair, 1)
         assert config == expected | {"seed": 1, "use_gpu": False, "show_progress": False}
