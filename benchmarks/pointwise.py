@@ -220,6 +220,7 @@ def run(tasks: Sequence[Task], specs: Specs, models: Sequence[str] | None, *, va
             "title": task.title,
             "part": "validation" if validate else "test",
             "definitions": task.definitions,
+            "largest_first": task.largest_first,
         }
         for seed in task.seeds:
             part = task.split(seed, validate)

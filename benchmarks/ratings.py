@@ -136,7 +136,7 @@ TASKS = {
         split=partial(split, name),
         metrics=errors,
         definitions="root of the mean squared error and mean absolute error of all test ratings whose user and item "
-        "have ratings in the train part, predictions moved into the scale of 1 to 5",
+        f"have ratings in the train part, predictions moved into the scale of 1 to 5; {ENVIRONMENT.package}",
         largest_first=False,
     )
     for name, title in (("ml-100k", "MovieLens-100k"), ("ml-1m", "MovieLens-1M"))

@@ -156,6 +156,38 @@ def recbole() -> str | None:
     return f"{_table(header, lines)}\n\n{source}"
 
 
+def ratings() -> str | None:
+    """Render the predicted ratings."""
+    return _tasks("ratings")
+
+
+def clicks() -> str | None:
+    """Render the predicted clicks."""
+    return _tasks("clicks")
+
+
+def _tasks(folder: str) -> str | None:
+    """Render tasks of predicted values: mean and deviation over the seeds, the best first."""
+    parts = []
+    for file in sorted((RESULTS / folder).glob("*.json")):
+        result = _read(f"{folder}/{file.name}")
+        if result is None or result["part"] != "test":
+            continue
+        rows: dict[str, list[Result]] = {}
+        for row in result["rows"]:
+            rows.setdefault(row["model"], []).append(row)
+        metrics = list(result["rows"][0]["metrics"])
+        values = {model: [[row["metrics"][metric] for row in own] for metric in metrics] for model, own in rows.items()}
+        order = sorted(values, key=lambda model: mean(values[model][0]), reverse=result["largest_first"])
+        lines = [
+            [f"**{model}**" if _is_ours(rows[model][0]) else model, *map(_spread, values[model]), str(len(rows[model]))]
+            for model in order
+        ]
+        source = _source(result["definitions"], result["runs"].values(), f"{folder}/{file.name}")
+        parts.append(f"**{result['title']}**\n\n{_table(['model', *metrics, 'splits'], lines)}\n\n{source}")
+    return "\n\n".join(parts) or None
+
+
 def speed() -> str | None:
     """Render the speed measurements."""
     return _measurements("speed.json", "Data of the size of KION (231 872 users, 12 029 items, 4 M rows), generated")
@@ -164,6 +196,11 @@ def speed() -> str | None:
 def scale() -> str | None:
     """Render the measurements of scale."""
     return _measurements("scale.json", "Generated data; an epoch of what is trained, the whole fit of what is not")
+
+
+def notebook() -> str | None:
+    """Render the measurements beside the loops of a notebook."""
+    return _measurements("notebook.json", "The sizes of a course notebook; both sides rank with the same weights")
 
 
 def _measurements(file: str, about: str) -> str | None:
@@ -220,6 +257,9 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "summary": summary,
     "cold_start": cold_start,
     "recbole": recbole,
+    "ratings": ratings,
+    "clicks": clicks,
+    "notebook": notebook,
     "scale": scale,
     "speed": speed,
 }

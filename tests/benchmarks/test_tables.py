@@ -78,6 +78,30 @@ def test_protocol_without_published_rows(results: Path) -> None:
     assert "| **DAEModel** | 0.6000 ± 0.2000 |" in (tables.published() or "")
 
 
+def test_tasks_by_hand(results: Path) -> None:
+    def row(cls: str, model: str, auc: float) -> dict[str, Any]:
+        return {"model": model, "config": {"cls": cls}, "metrics": {"AUC": auc, "log loss": 1 - auc}}
+
+    rows = [
+        row("rectools_neural.DLRMModel", "DLRM", 0.75),
+        row("rectools_neural.DLRMModel", "DLRM", 0.25),
+        {**row("", "linear", 0.625), "config": {"factory": "some.function"}},
+    ]
+    file = {"title": "Some clicks", "definitions": "some metrics", "runs": {"1": PROVENANCE}, "rows": rows}
+    assert tables.clicks() is None
+    (results / "clicks").mkdir()
+    for name, part, largest_first in (("a", "test", True), ("b", "test", False), ("a-validation", "validation", True)):
+        content = {**file, "part": part, "largest_first": largest_first}
+        (results / "clicks" / f"{name}.json").write_text(json.dumps(content))
+    lines = (tables.clicks() or "").splitlines()
+    header = ["**Some clicks**", "", "| model | AUC | log loss | splits |", "| --- | --- | --- | --- |"]
+    dlrm, linear = "| **DLRM** | 0.5000 ± 0.2500 | 0.5000 ± 0.2500 | 2 |", "| linear | 0.6250 | 0.3750 | 1 |"
+    assert lines[:6] == [*header, linear, dlrm]
+    assert lines[9:15] == [*header, dlrm, linear]
+    assert len(lines) == 17
+    assert "`benchmarks/results/clicks/a.json`" in lines[7]
+
+
 def test_page_is_filled_in_place(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
     page.write_text(
