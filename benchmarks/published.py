@@ -101,8 +101,8 @@ def measure(protocol: Protocol, cut: Cut, name: str, spec: ModelSpec, seed: int)
     Returns
     -------
     dict
-        JSON-ready row: ``model``, ``seed``, ``config``, ``metrics``, ``fit_seconds``, ``recommend_seconds`` and the
-        size of the ``cut``.
+        JSON-ready row: ``model``, ``seed``, ``config``, ``metrics``, ``fit_seconds``, ``recommend_seconds``, the
+        size of the ``cut`` and, of a model that was fitted with validation, the ``learning_curve``.
     """
     model = build_model(job_config(spec, seed, {}))
     start = time.perf_counter()
@@ -110,6 +110,9 @@ def measure(protocol: Protocol, cut: Cut, name: str, spec: ModelSpec, seed: int)
     fitted = time.perf_counter()
     reco = cut.recommend(model, protocol.k)
     recommended = time.perf_counter()
+    history = getattr(model, "history", None)
+    metric = [] if history is None else [column for column in history if "@" in column]
+    curve = history.loc[history[metric[0]].notna(), ["epoch", *metric]].to_dict("records") if metric else None
     return {
         "model": name,
         "seed": seed,
@@ -122,6 +125,7 @@ def measure(protocol: Protocol, cut: Cut, name: str, spec: ModelSpec, seed: int)
             "test_rows": len(cut.test),
             "test_users": int(cut.test[Columns.User].nunique()),
         },
+        **({"learning_curve": curve} if curve else {}),
     }
 
 
