@@ -110,9 +110,9 @@ def measure(protocol: Protocol, cut: Cut, name: str, spec: ModelSpec, seed: int)
     fitted = time.perf_counter()
     reco = cut.recommend(model, protocol.k)
     recommended = time.perf_counter()
-    history = getattr(model, "history", None)
-    metric = [] if history is None else [column for column in history if "@" in column]
-    curve = history.loc[history[metric[0]].notna(), ["epoch", *metric]].to_dict("records") if metric else None
+    history: pd.DataFrame = getattr(model, "history", pd.DataFrame())
+    validated = ["epoch", *(column for column in map(str, history) if "@" in column)]
+    curve = history[validated].dropna().to_dict("records") if len(validated) > 1 else None
     return {
         "model": name,
         "seed": seed,

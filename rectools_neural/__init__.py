@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .datasets import load_dataset
     from .models.autoencoder import DAEModel, MultDAEModel, MultVAEModel, RecVAEModel
+    from .models.dlrm import DLRMModel
     from .models.dssm import DSSMModel
     from .models.gfcf import GFCFModel
     from .models.lightgcn import LightGCNModel
+    from .models.ncf import NCFModel
     from .models.userknn import UserKNNModel
     from .registry import model_from_config, model_from_params
 
 __all__ = [
     "DAEModel",
+    "DLRMModel",
     "DSSMModel",
     "GFCFModel",
     "LightGCNModel",
     "MultDAEModel",
     "MultVAEModel",
+    "NCFModel",
     "RecVAEModel",
     "UserKNNModel",
     "load_dataset",

@@ -75,6 +75,34 @@ class TripletLoss(BaseConfig):
     mining: Literal["random", "semi_hard", "hard"] = "random"
 
 
+class ImplicitTarget(BaseConfig):
+    """Every interaction is a positive, whatever its weight; what a user has not interacted with stands against it."""
+
+    name: Literal["implicit"] = "implicit"
+
+
+class LabelTarget(BaseConfig):
+    """
+    The weight of an interaction says whether it is a positive; the others are negatives, and none is sampled.
+
+    Scores are probabilities.
+
+    Parameters
+    ----------
+    threshold : float
+        Interactions of a larger weight are positives.
+    """
+
+    name: Literal["label"] = "label"
+    threshold: float = 0.0
+
+
+class RatingTarget(BaseConfig):
+    """The weight of an interaction is what the score should be, in the least squares sense."""
+
+    name: Literal["rating"] = "rating"
+
+
 class NegativesConfig(BaseConfig):
     """
     Where the negatives of a sampled loss come from.
@@ -287,6 +315,22 @@ class ContrastiveConfig(BaseConfig):
     layer: PositiveInt = 1
 
 
+class NeuMFPretraining(BaseConfig):
+    """
+    A GMF and an MLP that are fitted first, with the options of the NeuMF that starts from them.
+
+    Parameters
+    ----------
+    alpha : float
+        Share of the GMF in the first scores of the NeuMF; the MLP has the rest.
+    epochs : int, optional
+        Of both; those of the NeuMF by default.
+    """
+
+    alpha: Share = 0.5
+    epochs: PositiveInt | None = None
+
+
 def _from_name(*classes: type[BaseConfig]) -> BeforeValidator:
     """Accept a plain name for any of the configs, and name the nearest valid one where it is unknown."""
     names = [name for cls in classes for name in cls.model_fields["name"].annotation.__args__]  # type: ignore[union-attr]
@@ -311,6 +355,16 @@ Loss = Annotated[
 CatalogueLoss = Annotated[
     Annotated[SquaredLoss | LogisticLoss | SoftmaxLoss | SampledSoftmaxLoss, Field(discriminator="name")],
     _from_name(SquaredLoss, LogisticLoss, SoftmaxLoss, SampledSoftmaxLoss),
+]
+PairLoss = Annotated[
+    Annotated[
+        SquaredLoss | LogisticLoss | SoftmaxLoss | SampledSoftmaxLoss | BPRLoss | BCELoss, Field(discriminator="name")
+    ],
+    _from_name(SquaredLoss, LogisticLoss, SoftmaxLoss, SampledSoftmaxLoss, BPRLoss, BCELoss),
+]
+Target = Annotated[
+    Annotated[ImplicitTarget | LabelTarget | RatingTarget, Field(discriminator="name")],
+    _from_name(ImplicitTarget, LabelTarget, RatingTarget),
 ]
 Negatives = Annotated[NegativesConfig, _from_name(NegativesConfig)]
 Schedule = Annotated[ScheduleConfig, _from_name(ScheduleConfig)]

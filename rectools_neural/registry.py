@@ -14,12 +14,14 @@ from .errors import did_you_mean
 #: Public model name -> module that holds it. A new model adds one line here.
 MODELS: dict[str, str] = {
     "DAEModel": "rectools_neural.models.autoencoder",
+    "DLRMModel": "rectools_neural.models.dlrm",
     "DSSMModel": "rectools_neural.models.dssm",
     "GFCFModel": "rectools_neural.models.gfcf",
     "LightGCNModel": "rectools_neural.models.lightgcn",
     "MultDAEModel": "rectools_neural.models.autoencoder",
     "MultVAEModel": "rectools_neural.models.autoencoder",
     "RecVAEModel": "rectools_neural.models.autoencoder",
+    "NCFModel": "rectools_neural.models.ncf",
     "UserKNNModel": "rectools_neural.models.userknn",
 }
 

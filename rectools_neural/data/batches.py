@@ -168,18 +168,23 @@ class UserBatch:
         The items that the model sees.
     features : FeatureBatch
         Their features.
+    context : FeatureBatch or None
+        In which situation each of them asks; None for models that don't go by it, and in training, where it belongs
+        to the pairs.
     """
 
     rows: torch.Tensor
     history: HistoryBatch
     features: FeatureBatch
+    context: FeatureBatch | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def to(self, device: torch.device) -> UserBatch:
         """Move to a device."""
-        return UserBatch(self.rows.to(device), self.history.to(device), self.features.to(device))
+        context = None if self.context is None else self.context.to(device)
+        return UserBatch(self.rows.to(device), self.history.to(device), self.features.to(device), context)
 
 
 @dataclass
@@ -225,6 +230,8 @@ class TrainingBatch:
         None for losses over the whole catalogue.
     weights : torch.Tensor or None
         Weight of each pair, shape ``(n_pairs,)``; None where each counts 1.
+    context : FeatureBatch or None
+        The situation of each pair; None for models that don't go by it.
     """
 
     users: UserBatch
@@ -233,10 +240,12 @@ class TrainingBatch:
     targets: torch.Tensor
     negatives: NegativeBatch | None = None
     weights: torch.Tensor | None = None
+    context: FeatureBatch | None = None
 
     def to(self, device: torch.device) -> TrainingBatch:
         """Move to a device."""
         negatives = None if self.negatives is None else self.negatives.to(device)
         weights = None if self.weights is None else self.weights.to(device)
+        context = None if self.context is None else self.context.to(device)
         rows, targets = self.rows.to(device), self.targets.to(device)
-        return TrainingBatch(self.users.to(device), self.items.to(device), rows, targets, negatives, weights)
+        return TrainingBatch(self.users.to(device), self.items.to(device), rows, targets, negatives, weights, context)

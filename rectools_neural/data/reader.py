@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import attr
 import numpy as np
+import pandas as pd
 import torch
 from rectools import Columns
 from rectools.dataset import Dataset, IdMap, Interactions
@@ -13,8 +14,33 @@ from rectools.dataset.features import Features
 from scipy import sparse
 
 from .batches import HistoryBatch, ItemBatch, UserBatch
+from .context import ContextEncoder
 from .features import EncodedFeatures, FeatureEncoder
-from .histories import Histories
+from .histories import Histories, read_weights
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """
+    Interactions one by one, repeated ones too, by user and time.
+
+    Parameters
+    ----------
+    users, items : np.ndarray
+        Position of the user among the training users and row of the item, shape ``(n_pairs,)``.
+    weights : np.ndarray or None
+        Weight of each, float32, shape ``(n_pairs,)``; None where each counts 1.
+    context : EncodedFeatures or None
+        The situation of each; None for models that don't go by it.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    weights: np.ndarray | None
+    context: EncodedFeatures | None = None
+
+    def __len__(self) -> int:
+        return len(self.users)
 
 
 @dataclass(frozen=True)
@@ -30,22 +56,30 @@ class Users:
         Their items, as rows in the fitted model.
     features : EncodedFeatures
         Their features.
+    context : EncodedFeatures or None
+        The situation in which each asks for recommendations.
+    pairs : Pairs or None
+        Of training users: the interactions one by one, for models that need more of them than the histories tell.
     """
 
     rows: np.ndarray
     histories: Histories
     features: EncodedFeatures
+    context: EncodedFeatures | None = None
+    pairs: Pairs | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, positions: np.ndarray) -> Users:
-        """Users by position."""
-        return Users(self.rows[positions], self.histories.take(positions), self.features.take(positions))
+        """Users by position, without the pairs."""
+        context = None if self.context is None else self.context.take(positions)
+        return Users(self.rows[positions], self.histories.take(positions), self.features.take(positions), context)
 
     def batch(self) -> UserBatch:
         """Tensors of all these users."""
-        return UserBatch(torch.from_numpy(self.rows), history_batch(self.histories), self.features.batch())
+        context = None if self.context is None else self.context.batch()
+        return UserBatch(torch.from_numpy(self.rows), history_batch(self.histories), self.features.batch(), context)
 
 
 @dataclass(frozen=True)
@@ -77,6 +111,33 @@ class Items:
         return ItemBatch(rows.clamp(min=0), (rows < 0).unsqueeze(1), self.features.batch())
 
 
+@dataclass(frozen=True)
+class Reading:
+    """
+    What a model reads of a dataset besides who interacted with what.
+
+    Parameters
+    ----------
+    features, weights : bool
+        The features of users and items; the weights of the interactions.
+    pairs : bool
+        Whether it is fitted on the interactions one by one.
+    context_numeric, context_categorical : tuple of str
+        Columns of the interactions that tell their situation.
+    """
+
+    features: bool = True
+    weights: bool = False
+    pairs: bool = False
+    context_numeric: tuple[str, ...] = ()
+    context_categorical: tuple[str, ...] = ()
+
+    @property
+    def context(self) -> bool:
+        """Whether there are columns of context."""
+        return bool(self.context_numeric or self.context_categorical)
+
+
 @attr.s(slots=True, frozen=True)
 class AlignedDataset(Dataset):  # type: ignore[misc]
     """A dataset whose items are those of the fitted model, in its order, followed by the dataset's other items."""
@@ -84,6 +145,8 @@ class AlignedDataset(Dataset):  # type: ignore[misc]
     items: Items = attr.ib(kw_only=True)
     # Whether it is for recommendations to items: RecTools asks for those of cold users and of cold items alike.
     is_for_items: bool = attr.ib(kw_only=True)
+    # Situations in which users ask, by external id.
+    context: pd.DataFrame | None = attr.ib(kw_only=True, default=None)
 
 
 @dataclass
@@ -101,8 +164,10 @@ class DatasetReader:
         Features of the items by row: a later dataset need not contain them again.
     popularity : np.ndarray
         Training interactions of each item by row, int64.
-    use_features, use_weights : bool
-        Whether features are read, and whether the weights of the interactions are.
+    reading : Reading
+        What the model reads.
+    context_encoder : ContextEncoder or None
+        Encoder of the context, where the model goes by it.
     """
 
     user_ids: np.ndarray
@@ -111,16 +176,12 @@ class DatasetReader:
     item_encoder: FeatureEncoder
     item_features: EncodedFeatures
     popularity: np.ndarray
-    use_features: bool = True
-    use_weights: bool = False
+    reading: Reading
+    context_encoder: ContextEncoder | None
 
     @classmethod
     def fit(
-        cls,
-        dataset: Dataset,
-        earlier: DatasetReader | None = None,
-        use_features: bool = True,
-        use_weights: bool = False,
+        cls, dataset: Dataset, earlier: DatasetReader | None = None, reading: Reading | None = None
     ) -> DatasetReader:
         """
         Learn ids and encoders, or extend earlier ones by the new users and items of a dataset.
@@ -128,15 +189,16 @@ class DatasetReader:
         Raises
         ------
         ValueError
-            If features hold NaN or differ from the earlier ones.
+            If features hold NaN or differ from the earlier ones, or a column of context is not there.
         """
+        reading = reading or Reading()
         users, items = (np.unique(dataset.interactions.df[column]) for column in (Columns.User, Columns.Item))
         # Sorted ids: the order of the rows in the dataset must not change the model.
         user_ids = _sorted(dataset.user_id_map.convert_to_external(users))
         item_ids = _sorted(dataset.item_id_map.convert_to_external(items))
         if earlier is None:
-            user_encoder = FeatureEncoder.fit(dataset.user_features if use_features else None, "user", users)
-            item_encoder = FeatureEncoder.fit(dataset.item_features if use_features else None, "item", items)
+            user_encoder = FeatureEncoder.fit(dataset.user_features if reading.features else None, "user", users)
+            item_encoder = FeatureEncoder.fit(dataset.item_features if reading.features else None, "item", items)
             features = item_encoder.missing(len(item_ids))
         else:
             user_ids = IdMap(earlier.user_ids).add_ids(user_ids).external_ids
@@ -147,7 +209,12 @@ class DatasetReader:
         counts = np.bincount(dataset.interactions.df[Columns.Item], minlength=dataset.item_id_map.size)
         popularity = np.zeros(len(item_ids), np.int64)
         popularity[match(dataset.item_id_map.external_ids[items], item_ids)] = counts[items]
-        reader = cls(user_ids, item_ids, user_encoder, item_encoder, features, popularity, use_features, use_weights)
+        context_encoder = earlier.context_encoder if earlier else None
+        if reading.context and context_encoder is None:
+            columns = reading.context_numeric, reading.context_categorical
+            context_encoder = ContextEncoder.fit(dataset.interactions.df, *columns)
+        encoders = user_encoder, item_encoder, features, popularity
+        reader = cls(user_ids, item_ids, *encoders, reading, context_encoder)
         known = reader.items(dataset)
         reader.item_features = known.features.take(np.arange(len(item_ids)))
         return reader
@@ -169,26 +236,50 @@ class DatasetReader:
         item_rows = match(dataset.item_id_map.external_ids, self.item_ids)
         return Users(
             match(dataset.user_id_map.external_ids[ids], self.user_ids),
-            Histories.from_dataset(dataset, item_rows, len(self.item_ids), self.use_weights).take(ids),
+            Histories.from_dataset(dataset, item_rows, len(self.item_ids), self.reading.weights).take(ids),
             self.user_encoder.encode(self._seen(dataset.user_features), dataset.user_id_map.size).take(ids),
         )
 
     def _seen(self, features: Features | None) -> Features | None:
-        return features if self.use_features else None
+        return features if self.reading.features else None
 
-    def unknown_user(self) -> Users:
-        """One user of whom nothing is known."""
+    def unknown_users(self, n: int) -> Users:
+        """Users of whom nothing is known."""
         nothing = np.zeros(0, np.int64)
-        histories = Histories(np.zeros(2, np.int64), nothing, len(self.item_ids))
-        return Users(np.array([-1]), histories, self.user_encoder.missing(1))
+        histories = Histories(np.zeros(n + 1, np.int64), nothing, len(self.item_ids))
+        return Users(np.full(n, -1), histories, self.user_encoder.missing(n))
 
     def training_users(self, dataset: Dataset) -> Users:
         """Users of a dataset with interactions, in the order of their rows."""
         active = np.unique(dataset.interactions.df[Columns.User])
         rows = match(dataset.user_id_map.external_ids[active], self.user_ids)
-        return self.users(dataset, active[np.argsort(rows)])
+        active = active[np.argsort(rows)]
+        users = self.users(dataset, active)
+        return replace(users, pairs=self._pairs(dataset, active)) if self.reading.pairs else users
 
-    def align(self, dataset: Dataset, is_for_items: bool = False) -> AlignedDataset:
+    def _pairs(self, dataset: Dataset, active: np.ndarray) -> Pairs:
+        frame = dataset.interactions.df
+        position = np.zeros(dataset.user_id_map.size, np.int64)
+        position[active] = np.arange(len(active))
+        users = position[frame[Columns.User].to_numpy()]
+        items = match(dataset.item_id_map.external_ids, self.item_ids)[frame[Columns.Item].to_numpy()]
+        # In the order of user, time and item: the order of rows must not change the model.
+        order = np.lexsort((items, frame[Columns.Datetime].to_numpy(), users))
+        weights = read_weights(dataset)[order].astype(np.float32)
+        context = None
+        if self.context_encoder is not None:
+            context = self.context_encoder.encode(frame, "The interactions").take(order)
+        return Pairs(users[order], items[order], weights, context)
+
+    def context_of(self, dataset: AlignedDataset, external_ids: np.ndarray) -> EncodedFeatures | None:
+        """Encode the situations in which users ask; None for models that don't go by it."""
+        if self.context_encoder is None or dataset.context is None:
+            return None
+        return self.context_encoder.encode(dataset.context.reindex(external_ids), "The `context`")
+
+    def align(
+        self, dataset: Dataset, is_for_items: bool = False, context: pd.DataFrame | None = None
+    ) -> AlignedDataset:
         """Put the items of the fitted model first, in its order, and add those that the dataset lacks."""
         rows = match(dataset.item_id_map.external_ids, self.item_ids)
         others = np.flatnonzero(rows < 0)
@@ -204,6 +295,7 @@ class DatasetReader:
             dataset.user_features,
             items=self.items(dataset),
             is_for_items=is_for_items,
+            context=context,
         )
 
 

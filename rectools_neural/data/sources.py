@@ -12,7 +12,7 @@ from typing_extensions import Self
 from ..config import NegativesConfig
 from .batches import FeatureBatch, HistoryBatch, ItemBatch, NegativeBatch, TrainingBatch, UserBatch
 from .features import EncodedFeatures
-from .reader import Items, Users, history_batch
+from .reader import Items, Pairs, Users, history_batch
 from .sampling import NegativeSampler
 
 
@@ -235,6 +235,8 @@ class PairBatches(_Batches):
     """
     Batches of interactions: users that have them, without histories, in which the pair to predict would stand.
 
+    These are the pairs of the users where there are any, else those of the histories.
+
     Each user of a batch is there once; `rows` of the batch tell whose each pair is.
 
     Parameters
@@ -245,19 +247,25 @@ class PairBatches(_Batches):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._owners = self.users.histories.rows()
+        histories = self.users.histories
+        weights = None if histories.weights is None else histories.weights.astype(np.float32)
+        self._pairs = self.users.pairs or Pairs(histories.rows(), histories.items, weights)
 
     def _n_examples(self) -> int:
-        return len(self._owners)
+        return len(self._pairs)
 
     def _batch(self, examples: np.ndarray) -> TrainingBatch:
-        histories = self.users.histories
-        positions, rows = np.unique(self._owners[examples], return_inverse=True)
+        pairs = self._pairs
+        positions, rows = np.unique(pairs.users[examples], return_inverse=True)
         nothing = HistoryBatch(torch.zeros(0, dtype=torch.int64), torch.zeros(len(positions), dtype=torch.int64))
         users = self._users(positions, nothing, self._drop(len(positions)))
-        weights = None if histories.weights is None else torch.from_numpy(histories.weights[examples]).float()
-        targets = torch.from_numpy(histories.items[examples])
-        return self._with_items(users, positions, torch.from_numpy(rows), targets, weights)
+        weights = None if pairs.weights is None else torch.from_numpy(pairs.weights[examples])
+        context = None if pairs.context is None else pairs.context.batch(examples)
+        rows, targets = torch.from_numpy(rows), torch.from_numpy(pairs.items[examples])
+        if self.sampler is None:
+            items, targets = self._compact(targets)
+            return TrainingBatch(users, items, rows, targets, weights=weights, context=context)
+        return replace(self._with_items(users, positions, rows, targets, weights), context=context)
 
 
 def _with_missing_row(features: EncodedFeatures) -> EncodedFeatures:

@@ -24,7 +24,7 @@ from ..config import (
     SquaredLoss,
 )
 from ..data.batches import HistoryBatch, ItemBatch, TrainingBatch, UserBatch
-from ..data.reader import Items, Users
+from ..data.reader import Items, Reading, Users
 from ..data.sources import UserBatches
 from ..nn.bags import normalised_sum_of_rows, take_rows
 from ..nn.towers import ACTIVATIONS
@@ -375,6 +375,9 @@ class AutoencoderModel(TwoSidedModel[Config], Generic[Config]):
             "epochs": epochs,
         }
         return type(config)(**{**dict(config), **chosen})
+
+    def _reading(self, config: Config) -> Reading:
+        return Reading(features=False, weights=config.use_weights)
 
     def _usual_loss(self, schema: DataSchema) -> SquaredLoss | SoftmaxLoss:
         return SquaredLoss() if schema.is_dense else SoftmaxLoss()

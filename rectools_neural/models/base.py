@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from ..config import Optimizer, OptimizerConfig, Validation, ValidationConfig
 from ..data.batches import FeatureSchema
-from ..data.reader import DatasetReader, Items, Users, match
+from ..data.reader import DatasetReader, Items, Reading, Users, match
 from ..ranking import Ranking
 from ..training.loop import PRECISIONS, Batches, Outcome, Plan, Trainer, isolated_random_state, train
 from .pack import PackModel, PackModelConfig, check_not_empty, import_if_str, is_dense
@@ -94,6 +94,8 @@ class DataSchema:
         Users and items with interactions, and how many.
     user_features, item_features : FeatureSchema
         Their features.
+    context : FeatureSchema
+        What is known of the situation of an interaction.
     """
 
     n_users: int
@@ -101,6 +103,7 @@ class DataSchema:
     n_interactions: int
     user_features: FeatureSchema
     item_features: FeatureSchema
+    context: FeatureSchema = field(default_factory=FeatureSchema)
 
     @property
     def is_dense(self) -> bool:
@@ -155,6 +158,10 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
     history: pd.DataFrame
 
     # ------------------------------------------------------------------ hooks of a family
+
+    def _reading(self, config: NeuralConfig) -> Reading:
+        """Say what the model reads of a dataset."""
+        return Reading(features=self.uses_features)
 
     def _adapt(self, config: NeuralConfig, schema: DataSchema) -> NeuralConfig:
         """Fill in the options that the user left open."""
@@ -276,9 +283,7 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         epochs: int | None,
         stop_after: int | None = None,
     ) -> tuple[FittedState[NeuralConfig], Outcome]:
-        reader = DatasetReader.fit(
-            dataset, earlier.reader if earlier else None, self.uses_features, getattr(config, "use_weights", False)
-        )
+        reader = DatasetReader.fit(dataset, earlier.reader if earlier else None, self._reading(config))
         users = reader.training_users(dataset)
         items = Items(np.arange(len(reader.item_ids)), reader.item_features)
         schema = DataSchema(
@@ -287,6 +292,7 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
             len(users.histories.items),
             reader.user_encoder.schema,
             reader.item_encoder.schema,
+            reader.context_encoder.encoder.schema if reader.context_encoder else FeatureSchema(),
         )
         config = self._adapt(config, schema)
         epochs = epochs or config.epochs or 1

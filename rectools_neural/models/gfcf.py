@@ -13,7 +13,7 @@ from rectools.dataset import Dataset
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from ..data.reader import DatasetReader, Items, Users
+from ..data.reader import DatasetReader, Items, Reading, Users
 from ..ranking import MAX_SCORES, Ranking, rank
 from ..training.loop import isolated_random_state
 from .pack import PackModel, PackModelConfig, check_not_empty, is_dense
@@ -114,7 +114,7 @@ class GFCFModel(PackModel[GFCFModelConfig]):
 
     def _fit(self, dataset: Dataset) -> None:  # type: ignore[override]
         check_not_empty(dataset, "dataset")
-        reader = DatasetReader.fit(dataset, use_features=False, use_weights=self.use_weights)
+        reader = DatasetReader.fit(dataset, reading=Reading(features=False, weights=self.use_weights))
         histories = reader.training_users(dataset).histories.to_csr().astype(np.float32)
         if not histories.nnz:
             raise ValueError(

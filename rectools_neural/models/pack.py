@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -159,7 +160,9 @@ class PackModel(ModelBase[Config], Generic[Config]):
     ) -> Ranking:
         candidates = self._candidates(sorted_item_ids_to_recommend)
         seen = seen_matrix(dataset, user_ids, candidates) if filter_viewed else None
-        users, items = self._fitted.reader.users(dataset, user_ids), dataset.items.take(candidates)
+        reader, items = self._fitted.reader, dataset.items.take(candidates)
+        context = reader.context_of(dataset, dataset.user_id_map.external_ids[user_ids])
+        users = replace(reader.users(dataset, user_ids), context=context)
         ranking = self._rank_all(users, items, k, seen)
         return user_ids[ranking[0]], candidates[ranking[1]], ranking[2]
 
@@ -173,11 +176,14 @@ class PackModel(ModelBase[Config], Generic[Config]):
     ) -> Ranking:
         if dataset.is_for_items:  # refused already
             return target_ids[:0], np.empty(0, np.int64), np.empty(0, np.float32)
-        # Nothing is known of a cold user: one ranking serves all of them.
         candidates = self._candidates(sorted_item_ids_to_recommend)
-        nobody, items = self._fitted.reader.unknown_user(), dataset.items.take(candidates)
-        _, ranked, scores = self._rank_all(nobody, items, k, None)
-        n = len(target_ids)
+        reader, items, n = self._fitted.reader, dataset.items.take(candidates), len(target_ids)
+        context = reader.context_of(dataset, target_ids)
+        if context is not None:
+            subjects, ranked, scores = self._rank_all(replace(reader.unknown_users(n), context=context), items, k, None)
+            return target_ids[subjects], candidates[ranked], scores
+        # Nothing is known of a cold user: one ranking serves all of them.
+        _, ranked, scores = self._rank_all(reader.unknown_users(1), items, k, None)
         return np.repeat(target_ids, len(ranked)), np.tile(candidates[ranked], n), np.tile(scores, n)
 
     def _rank_all(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic
 
 import numpy as np
@@ -150,11 +150,38 @@ def sampled_loss(
     positive = _pair_scores(owners, F.embedding(batch.targets, items), euclidean)
     others = F.embedding(drawn.items, items)
     if drawn.is_positive is not None:  # candidates shared by the users of the batch
-        scores = -torch.cdist(users, others) if euclidean else users @ others.T
-        negative, rows = scores.masked_fill(drawn.is_positive, -torch.inf), batch.rows
+        negative = -torch.cdist(users, others) if euclidean else users @ others.T
     else:
         negative = _pair_scores(owners.unsqueeze(1), others, euclidean)
-        rows = torch.arange(len(negative), device=negative.device)
+    return loss_of_scores(loss, negatives, positive, negative, batch)
+
+
+def loss_of_scores(
+    loss: Any, negatives: NegativesConfig, positive: torch.Tensor, negative: torch.Tensor, batch: TrainingBatch
+) -> torch.Tensor:
+    """
+    Loss of a batch from the scores of its pairs and negatives.
+
+    Parameters
+    ----------
+    loss, negatives, batch
+        As for `sampled_loss`.
+    positive : torch.Tensor
+        Scores of the pairs, shape ``(n_pairs,)``.
+    negative : torch.Tensor
+        Scores of the negatives: of each pair, shape ``(n_pairs, n_negatives)``, or those of each user where the batch
+        shares them, shape ``(n_users, n_candidates)``.
+
+    Returns
+    -------
+    torch.Tensor
+        A scalar.
+    """
+    drawn = batch.negatives
+    assert drawn is not None
+    rows = torch.arange(len(negative), device=negative.device)
+    if drawn.is_positive is not None:
+        negative, rows = negative.masked_fill(drawn.is_positive, -torch.inf), batch.rows
     if loss.name == "sampled_softmax":
         return losses.sampled_softmax_loss(positive, negative, rows, drawn.log_inclusion, batch.weights)
     if negatives.name == "hard":
@@ -180,7 +207,12 @@ def _item_vectors(module: Any, items: Items) -> torch.Tensor:
 
 def encode_in_chunks(module: nn.Module, encode: Callable[[Any], torch.Tensor], entities: Users | Items) -> torch.Tensor:
     """Apply a part of a module to users or items in chunks, shape ``(n_entities, dim)``."""
+    return torch.cat([encode(batch) for batch in in_chunks(module, entities)])
+
+
+def in_chunks(module: nn.Module, entities: Users | Items) -> Iterator[Any]:
+    """Batches of users or items where the module is, at least one."""
     device = next(module.parameters()).device
     positions = np.arange(len(entities))
-    chunks = [positions[start : start + _CHUNK] for start in range(0, max(len(positions), 1), _CHUNK)]
-    return torch.cat([encode(entities.take(chunk).batch().to(device)) for chunk in chunks])
+    for start in range(0, max(len(positions), 1), _CHUNK):
+        yield entities.take(positions[start : start + _CHUNK]).batch().to(device)

@@ -14,7 +14,7 @@ from rectools.dataset import Dataset
 from scipy import sparse
 from tqdm.auto import tqdm
 
-from ..data.reader import DatasetReader, Items, Users
+from ..data.reader import DatasetReader, Items, Reading, Users
 from ..errors import did_you_mean
 from ..ranking import MAX_SCORES, Ranking, rank
 from .pack import PackModel, PackModelConfig, check_not_empty
@@ -166,7 +166,7 @@ class UserKNNModel(PackModel[UserKNNModelConfig]):
 
     def _fit(self, dataset: Dataset) -> None:  # type: ignore[override]
         check_not_empty(dataset, "dataset")
-        reader = DatasetReader.fit(dataset, use_features=False, use_weights=True)
+        reader = DatasetReader.fit(dataset, reading=Reading(features=False, weights=True))
         interactions = reader.training_users(dataset).histories.to_csr()
         if not interactions.nnz:
             raise ValueError(

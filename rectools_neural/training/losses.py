@@ -44,14 +44,21 @@ def squared_loss(
         Mean over the users, a scalar.
     """
     if len(users) * len(items) <= _DENSE_RATIO * len(rows):
-        table = users @ items.T
-        scores, everything = table[rows, targets], table.square().sum()
-    else:
-        scores = pair_scores(users, items, rows, targets)
-        everything = ((users @ (items.T @ items)) * users).sum()
-    errors = scores - (1 if values is None else values)
-    positive = (errors.square() - unobserved_weight * scores.square()).sum()
-    return (positive + unobserved_weight * everything) / len(users)
+        return squared_table_loss(users @ items.T, rows, targets, unobserved_weight, values)
+    scores = pair_scores(users, items, rows, targets)
+    everything = ((users @ (items.T @ items)) * users).sum()
+    return _squared(scores, everything, unobserved_weight, values) / len(users)
+
+
+def squared_table_loss(
+    table: torch.Tensor,
+    rows: torch.Tensor,
+    targets: torch.Tensor,
+    unobserved_weight: float,
+    values: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As `squared_loss`, from the scores of all items for the users of a batch, shape ``(n_users, n_items)``."""
+    return _squared(table[rows, targets], table.square().sum(), unobserved_weight, values) / len(table)
 
 
 def softmax_loss(
@@ -232,6 +239,39 @@ def info_nce_loss(one: torch.Tensor, other: torch.Tensor, temperature: float) ->
 def pair_scores(users: torch.Tensor, items: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Dot products of the pairs ``(users[rows], items[targets])``, shape ``(n_pairs,)``."""
     return (users.index_select(0, rows) * items.index_select(0, targets)).sum(dim=1)
+
+
+def sampled_squared_loss(
+    positive: torch.Tensor, candidates: torch.Tensor, log_inclusion: torch.Tensor, unobserved_weight: float
+) -> torch.Tensor:
+    """
+    Estimate `squared_loss` from a sample of the catalogue, without bias.
+
+    Parameters
+    ----------
+    positive : torch.Tensor
+        Scores of the positive pairs, shape ``(n_pairs,)``.
+    candidates : torch.Tensor
+        Scores of the sampled items, a user's own ones among them, shape ``(n_users, n_candidates)``.
+    log_inclusion : torch.Tensor
+        Log probability of each to be in the sample, shape ``(n_candidates,)``.
+    unobserved_weight : float
+        Weight of the items that are not targets.
+
+    Returns
+    -------
+    torch.Tensor
+        Mean over the users, a scalar.
+    """
+    everything = (candidates.square() * (-log_inclusion).exp()).sum()
+    return _squared(positive, everything, unobserved_weight, None) / len(candidates)
+
+
+def _squared(
+    scores: torch.Tensor, everything: torch.Tensor, unobserved_weight: float, values: torch.Tensor | None
+) -> torch.Tensor:
+    errors = scores - (1 if values is None else values)
+    return (errors.square() - unobserved_weight * scores.square()).sum() + unobserved_weight * everything
 
 
 def _weighted(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:

@@ -11,7 +11,7 @@ from rectools.dataset import Dataset
 
 from rectools_neural.data.batches import FeatureSchema
 from rectools_neural.data.histories import Histories
-from rectools_neural.data.reader import DatasetReader, Users, match, seen_matrix
+from rectools_neural.data.reader import DatasetReader, Reading, Users, match, seen_matrix
 
 Pair = tuple[Any, Any]
 
@@ -169,9 +169,9 @@ class TestUsers:
         assert users.rows.tolist() == [0, 1, 2]
         assert names(users, reader) == [["c", "b"], ["b", "a"], ["c"]]
 
-    def test_unknown_user(self, make_dataset: Callable[..., Dataset]) -> None:
+    def test_unknown_users(self, make_dataset: Callable[..., Dataset]) -> None:
         reader = DatasetReader.fit(make_dataset())
-        nobody = reader.unknown_user()
+        nobody = reader.unknown_users(1)
         assert nobody.rows.tolist() == [-1]
         assert isinstance(nobody.histories, Histories)
         assert nobody.histories.lengths.tolist() == [0]
@@ -205,7 +205,7 @@ class TestOptions:
         assert reader.popularity.tolist() == [counts[item] for item in reader.item_ids]
 
     def test_features_are_left_out(self, train: Dataset) -> None:
-        reader = DatasetReader.fit(train, use_features=False)
+        reader = DatasetReader.fit(train, reading=Reading(features=False))
         assert train.item_features is not None
         assert reader.item_encoder.schema.is_empty
         assert reader.items(train).features.numeric.shape == (train.item_id_map.size, 0)
@@ -216,7 +216,7 @@ class TestOptions:
     def test_weights(self, use_weights: bool) -> None:
         frame = pd.DataFrame({"user_id": ["u", "u", "u"], "item_id": ["b", "a", "c"], "weight": [2.0, 3.0, 4.0]})
         dataset = Dataset.construct(frame.assign(datetime=pd.to_datetime(["2024-01-02", "2024-01-01", "2024-01-03"])))
-        reader = DatasetReader.fit(dataset, use_weights=use_weights)
+        reader = DatasetReader.fit(dataset, reading=Reading(weights=use_weights))
         batch = reader.users(dataset, np.array([0])).batch()
         assert batch.history.items.tolist() == [0, 1, 2]
         weights = batch.history.weights
