@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from rectools.dataset import Dataset
 from torch import nn
 from typing_extensions import Self
 
-from ..config import NeuMFPretraining, Tower, TowerConfig
+from ..config import NeuMFPretraining, Tower, TowerConfig, ValidationConfig
 from ..data.batches import FeatureBatch, FeatureSchema, ItemBatch, UserBatch
 from ..data.reader import Users
 from ..nn.bags import take_rows
 from ..nn.features import FeatureEmbedding, IdEmbedding
 from ..nn.pairs import PairNetwork, ProductCross, Side
 from ..nn.towers import make_tower
+from ..training.loop import Outcome
 from .base import DataSchema, FittedState
 from .pairs import PairModel, PairModelConfig, PairModule
 
@@ -147,7 +149,7 @@ class NCFModel(PairModel[NCFModelConfig]):
         "sampled_softmax" over candidates that a batch of users shares, "bce" (that of the paper) or "bpr" with
         negatives of each pair; by default squared on dense data (MovieLens) and sampled_softmax on sparse data.
     negatives : str or dict or NegativesConfig, optional
-        Of a sampled loss; by default 1024 that a batch shares, or 4 for each pair. New ones are drawn all the time.
+        Of a sampled loss; by default 2048 that a batch shares, or 4 for each pair. New ones are drawn all the time.
     activation : {"relu", "elu", "gelu", "leaky_relu", "silu", "tanh"}
         Of the hidden layers.
     dropout : float
@@ -194,20 +196,40 @@ class NCFModel(PairModel[NCFModelConfig]):
         epochs: int | None = None,
     ) -> None:
         self._parts: list[Any] = []
-        if config.pretraining is not None and earlier is None:
-            for part in ("gmf", "mlp"):
-                options = {**dict(config), "cls": None, "architecture": part, "pretraining": None}
-                options["epochs"] = config.pretraining.epochs or config.epochs
-                self._parts.append(NCFModel._from_config(NCFModelConfig(**options)).fit(dataset, dataset_valid))
+        self._stops: dict[str, int] = {}
         try:
             super()._train(dataset, dataset_valid, config, earlier, epochs)
         finally:
-            del self._parts
+            del self._parts, self._stops
+
+    def _train_once(
+        self,
+        dataset: Dataset,
+        held_out: pd.DataFrame | None,
+        validation: ValidationConfig | None,
+        config: NCFModelConfig,
+        earlier: FittedState[NCFModelConfig] | None,
+        epochs: int | None,
+        stop_after: int | None = None,
+    ) -> tuple[FittedState[NCFModelConfig], Outcome]:
+        self._parts = []
+        if config.pretraining is not None and earlier is None:
+            options = {**dict(self._get_config()), "pretraining": None}
+            options["epochs"] = config.pretraining.epochs or options["epochs"]
+            for name in ("gmf", "mlp"):
+                part = NCFModelConfig(**{**options, "architecture": name})
+                # On the same interactions, since their users and items are those of the NeuMF; in a refit as long as
+                # was best before.
+                once = NCFModel._from_config(part)._train_once
+                fitted, outcome = once(dataset, held_out, validation, part, None, None, self._stops.get(name))
+                self._stops[name] = outcome.best_epoch
+                self._parts.append(fitted.module)
+        return super()._train_once(dataset, held_out, validation, config, earlier, epochs, stop_after)
 
     def _read_training_data(self, module: NCFModule, users: Users) -> None:
         super()._read_training_data(module, users)
         if self._parts and self.pretraining is not None:
-            gmf, mlp = (part._fitted.module for part in self._parts)
+            gmf, mlp = self._parts
             start_from(module, gmf, mlp, self.pretraining.alpha)
 
 
