@@ -265,7 +265,7 @@ class DatasetReader:
         items = match(dataset.item_id_map.external_ids, self.item_ids)[frame[Columns.Item].to_numpy()]
         # In the order of user, time and item: the order of rows must not change the model.
         order = np.lexsort((items, frame[Columns.Datetime].to_numpy(), users))
-        weights = read_weights(dataset)[order].astype(np.float32)
+        weights = read_weights(dataset)[order].astype(np.float32) if self.reading.weights else None
         context = None
         if self.context_encoder is not None:
             context = self.context_encoder.encode(frame, "The interactions").take(order)

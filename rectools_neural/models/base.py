@@ -289,7 +289,7 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         schema = DataSchema(
             len(reader.user_ids),
             len(reader.item_ids),
-            len(users.histories.items),
+            len(users.histories.items if users.pairs is None else users.pairs),
             reader.user_encoder.schema,
             reader.item_encoder.schema,
             reader.context_encoder.encoder.schema if reader.context_encoder else FeatureSchema(),
