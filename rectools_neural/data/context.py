@@ -34,8 +34,15 @@ class ContextEncoder:
 
     @classmethod
     def fit(cls, table: pd.DataFrame, numeric: tuple[str, ...], categorical: tuple[str, ...]) -> ContextEncoder:
-        """Learn the categories and the statistics; ValueError where the table lacks a column."""
+        """Learn the categories and the statistics; ValueError where the table lacks a column, or all of its values."""
         features = _read(table, numeric, categorical, "The interactions")
+        found = {name for name, _ in np.array(features.names, dtype=object)[np.unique(features.values.indices)]}
+        empty = [name for name in (*numeric, *categorical) if name not in found]
+        if empty:
+            raise ValueError(
+                f"The context columns {empty} of the interactions have no values: leave them out of `context_numeric` "
+                "and `context_categorical`"
+            )
         return cls(numeric, categorical, FeatureEncoder.fit(features, "context", np.arange(len(table))))
 
     def encode(self, table: pd.DataFrame, source: str) -> EncodedFeatures:
