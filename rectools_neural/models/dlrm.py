@@ -44,6 +44,11 @@ class DLRMModelConfig(PairModelConfig):
                 "`history_encoder` is for target `implicit` without context: the history of a user would hold the very "
                 "interactions that are to be predicted. Leave it out"
             )
+        encoder = self.history_encoder
+        if encoder is not None and encoder.name in ("attention", "transformer") and self.n_factors % encoder.n_heads:
+            raise ValueError(
+                f"`n_factors` ({self.n_factors}) must be a multiple of the encoder's `n_heads` ({encoder.n_heads})"
+            )
         if not (self.shortcut or self.top_hidden):
             raise ValueError(
                 "Without `shortcut` the top perceptron is all there is: give `top_hidden` at least one layer"
