@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from typing_extensions import Self
 from ..config import (
     BCELoss,
     Dropout,
+    HistoryEncoderConfig,
     ImplicitTarget,
     Negatives,
     NegativesConfig,
@@ -70,7 +72,7 @@ class PairModelConfig(NeuralModelConfig):
                 "leave `loss` and `negatives` out, or use target `implicit`"
             )
         if self.loss is not None and self.negatives is not None:
-            is_shared = self.negatives.shared or self.negatives.name == "in_batch"
+            is_shared = _is_shared(self.negatives)
             if self.loss.name in ("logistic", "softmax"):
                 raise ValueError(f"loss `{self.loss.name}` is over the whole catalogue and takes no `negatives`")
             if self.loss.name in ("squared", "sampled_softmax") and not is_shared:
@@ -149,22 +151,24 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
     def _adapt(self, config: PairConfig, schema: DataSchema) -> PairConfig:
         loss: Any = config.loss
         if loss is None and config.target.name == "implicit":
-            needs_pairs = config.reading.pairs or (config.negatives is not None and not config.negatives.shared)
+            needs_pairs = config.reading.pairs or (config.negatives is not None and not _is_shared(config.negatives))
             usual = SquaredLoss() if schema.is_dense else SampledSoftmaxLoss()
             loss = BCELoss() if needs_pairs else usual
         negatives = config.negatives
         if negatives is None and loss is not None:
             negatives = self._usual_negatives(loss.name, self._width(config))
-        over_users = loss is not None and loss.name in _TABLE_LOSSES
-        if over_users and config.reading.pairs:
+        is_table = loss is not None and loss.name in _TABLE_LOSSES
+        if is_table and config.reading.pairs:
             raise ValueError(f"loss `{loss.name}` is over users, not over interactions with a context: use bce or bpr")
+        over_users = is_table or _history_encoder(config) is not None
         n_examples = schema.n_users if over_users else schema.n_interactions
         if over_users:
             batch_size = config.batch_size or min(max(2 ** round(math.log2(4 * n_examples**0.5)), 64), 512)
-            n_candidates = schema.n_items if negatives is None else min(negatives.n, schema.n_items)
-            check_table(loss.name, min(batch_size, n_examples), n_candidates * self._width(config))
         else:
             batch_size = config.batch_size or min(max(2 ** round(math.log2(n_examples / 50)), 256), 8192)
+        if is_table:
+            n_candidates = schema.n_items if negatives is None else min(negatives.n, schema.n_items)
+            check_table(loss.name, min(batch_size, n_examples), n_candidates, self._width(config))
         steps = _STEPS["users" if over_users else "pairs"] * schema.n_interactions**0.5
         chosen = {
             "loss": loss,
@@ -211,7 +215,7 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
     def _make_batches(self, config: PairConfig, users: Users, items: Items, generator: torch.Generator) -> Batches:
         assert config.batch_size is not None
         loss, dropout = config.loss, config.entity_dropout or 0.0
-        history = getattr(config, "history_encoder", None)
+        history = _history_encoder(config)
         batches: Any
         if loss is not None and (loss.name in _TABLE_LOSSES or history is not None):
             batches = UserBatches(
@@ -261,6 +265,14 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
             repeated = torch.arange(len(scores), device=scores.device).repeat_interleave(n)
             negative = network.pairs(owners.take(repeated), items.take(drawn.items.flatten())).view(len(scores), n)
         return loss_of_scores(loss, config.negatives, scores, negative + module.offset, batch)
+
+    def _evaluation(self, *args: Any) -> Callable[[], float]:
+        if self.require_recommend_context:
+            raise ValueError(
+                "Validation ranks all items for a user, which needs a context that interactions held out don't tell: "
+                "leave `validation` and `dataset_valid` out, or fit without context"
+            )
+        return super()._evaluation(*args)
 
     # ------------------------------------------------------------------ recommend
 
@@ -318,13 +330,14 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
         NotFittedError
             If the model is not fitted.
         ValueError
-            If a column is missing, or a user or item is in neither the dataset nor the training data.
+            If a column is missing, a user is not in the dataset, or an item is in neither the dataset nor the training
+            data.
         """
         if not self.is_fitted:
             raise NotFittedError(type(self).__name__)
         absent = [name for name in (Columns.User, Columns.Item) if name not in pairs.columns]
         if absent:
-            raise ValueError(f"`pairs` lack the columns {absent}")
+            raise ValueError(f"`pairs` lack the columns {absent}: they tell who and what is to be scored")
         reader = self._fitted.reader
         context = None if reader.context_encoder is None else reader.context_encoder.encode(pairs, "The `pairs`")
         aligned = reader.align(dataset)
@@ -335,7 +348,8 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
                 unknown = pd.unique(pairs.loc[ids < 0, name])
                 raise ValueError(
                     f"Column `{name}` of `pairs` has {len(unknown)} ids that the dataset does not have, such as "
-                    f"{list(unknown[:5])}: add them to the dataset, or leave these pairs out"
+                    f"{list(unknown[:5])}: add them to the dataset by a feature or an interaction, or leave these "
+                    "pairs out"
                 )
         unique_users, rows = np.unique(user_ids, return_inverse=True)
         unique_items, columns = np.unique(item_ids, return_inverse=True)
@@ -372,6 +386,14 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
     def _link(self, scores: torch.Tensor) -> np.ndarray:
         """Turn outputs of the network into what the user gets."""
         return (scores.sigmoid() if self.target.name == "label" else scores).numpy()
+
+
+def _is_shared(negatives: NegativesConfig) -> bool:
+    return negatives.shared or negatives.name == "in_batch"
+
+
+def _history_encoder(config: PairModelConfig) -> HistoryEncoderConfig | None:
+    return getattr(config, "history_encoder", None)
 
 
 def _sides(module: PairModule, encode: Any, entities: Users | Items) -> Side:

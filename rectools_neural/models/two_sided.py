@@ -80,12 +80,13 @@ class TwoSidedModel(NeuralModelBase[NeuralConfig], Generic[NeuralConfig]):
         return rank_vectors(subjects, candidates, k, module.euclidean)
 
 
-def check_table(loss: str, n_users: int, n_items: int) -> None:
-    """Raise where the scores of a batch, with their gradient, would not fit into memory."""
-    needed = 2 * 4 * n_users * n_items
+def check_table(loss: str, n_users: int, n_items: int, width: int = 1) -> None:
+    """Raise where the scores of a batch, each of `width` numbers, and their gradient would not fit into memory."""
+    needed = 2 * 4 * n_users * n_items * width
     if needed > _MAX_TABLE:
+        units = f" by {width} hidden units each" if width > 1 else ""
         raise ValueError(
-            f"loss `{loss}` scores {n_items} items for the {n_users} users of a batch, which takes "
+            f"loss `{loss}` scores {n_items} items for the {n_users} users of a batch{units}, which takes "
             f"{needed / 2**30:.1f} GiB with the gradient: lower `batch_size`, or set `loss` or `negatives` to what "
             "needs fewer scores"
         )
