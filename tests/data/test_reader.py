@@ -181,6 +181,98 @@ class TestUsers:
         assert nobody.features.numeric.tolist() == [[0.0]]
 
 
+class TestPairs:
+    """Interactions one by one, for models of labels, ratings and context."""
+
+    READING = Reading(weights=True, pairs=True, context_numeric=("hour",), context_categorical=("place",))
+
+    @staticmethod
+    def frame() -> pd.DataFrame:
+        """A repeated pair, equal times, a weight of 0, and a user whose only weight is 0."""
+        rows = [
+            ("v", "b", 2.0, 3, 1.0, "x"),
+            ("u", "c", 5.0, 2, 2.0, None),
+            ("u", "a", 4.0, 2, np.nan, "y"),
+            ("u", "c", 0.0, 1, 4.0, "x"),
+            ("w", "a", 0.0, 9, 5.0, "y"),
+        ]
+        frame = pd.DataFrame(rows, columns=["user_id", "item_id", "weight", "datetime", "hour", "place"])
+        return frame.assign(datetime=pd.Timestamp("2024-01-01") + pd.to_timedelta(frame["datetime"], unit="h"))
+
+    def read(self, frame: pd.DataFrame, reading: Reading) -> tuple[DatasetReader, Users]:
+        dataset = Dataset.construct(frame, keep_extra_cols=True)
+        reader = DatasetReader.fit(dataset, reading=reading)
+        return reader, reader.training_users(dataset)
+
+    def test_by_user_and_time(self) -> None:
+        reader, users = self.read(self.frame(), self.READING)
+        pairs = users.pairs
+        assert pairs is not None
+        assert pairs.weights is not None
+        assert pairs.context is not None
+        assert reader.user_ids[users.rows[pairs.users]].tolist() == ["u", "u", "u", "v", "w"]
+        assert reader.item_ids[pairs.items].tolist() == ["c", "a", "c", "b", "a"]
+        # A weight of 0 is a label or a rating like any other, though no part of a history.
+        assert pairs.weights.tolist() == [0, 4, 5, 2, 0]
+        assert users.histories.lengths.tolist() == [2, 1, 0]
+        hours = np.array([4, np.nan, 2, 1, 5])
+        expected = np.nan_to_num((hours - 3) / 2.5**0.5)
+        np.testing.assert_allclose(pairs.context.numeric[:, 0], expected, rtol=1e-6)
+        # The columns are x, y and missing.
+        assert pairs.context.categories.indices.tolist() == [0, 1, 2, 0, 1]
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_order_of_rows_does_not_matter(self, seed: int) -> None:
+        """Not even that of rows of one user and one time."""
+        _, one = self.read(self.frame(), self.READING)
+        _, two = self.read(self.frame().sample(frac=1, random_state=seed), self.READING)
+        first, second = one.pairs, two.pairs
+        assert first is not None
+        assert second is not None
+        for name in ("users", "items", "weights"):
+            assert getattr(first, name).tolist() == getattr(second, name).tolist()
+        assert first.context is not None
+        assert second.context is not None
+        assert first.context.numeric.tolist() == second.context.numeric.tolist()
+        assert (first.context.categories != second.context.categories).nnz == 0
+
+    @pytest.mark.parametrize("weight", [np.nan, -1.0])
+    def test_weights_that_are_not_read(self, weight: float) -> None:
+        frame = self.frame().assign(weight=weight)
+        _, users = self.read(frame, Reading(pairs=True))
+        assert users.pairs is not None
+        assert users.pairs.weights is None
+        with pytest.raises(ValueError, match="Column `weight`"):
+            self.read(frame, Reading(pairs=True, weights=True))
+
+    def test_only_where_wanted(self) -> None:
+        _, users = self.read(self.frame(), Reading())
+        assert users.pairs is None
+        _, users = self.read(self.frame(), Reading(pairs=True))
+        assert users.pairs is not None
+        assert users.pairs.context is None
+
+    def test_rows_of_a_later_dataset(self) -> None:
+        """Positions are those among its users, items are rows of the fitted model."""
+        reader, _ = self.read(self.frame(), self.READING)
+        later = Dataset.construct(self.frame().iloc[[4, 0]].assign(item_id=["a", "c"]), keep_extra_cols=True)
+        users = DatasetReader.fit(later, reader, self.READING).training_users(later)
+        assert users.rows.tolist() == [1, 2]
+        assert users.pairs is not None
+        assert users.pairs.users.tolist() == [0, 1]
+        assert users.pairs.items.tolist() == [2, 0]
+
+    def test_context_of_those_who_ask(self) -> None:
+        reader, _ = self.read(self.frame(), self.READING)
+        asked = pd.DataFrame({"hour": [5.0, 1.0], "place": ["x", "new"]}, index=["w", "nobody"])
+        aligned = reader.align(Dataset.construct(self.frame()), context=asked)
+        encoded = reader.context_of(aligned, np.array(["nobody", "w"]))
+        assert encoded is not None
+        np.testing.assert_allclose(encoded.numeric[:, 0], np.array([-2, 2]) / 2.5**0.5, rtol=1e-6)
+        assert encoded.categories.indices.tolist() == [2, 0]
+        assert reader.context_of(reader.align(Dataset.construct(self.frame())), np.array(["w"])) is None
+
+
 class TestAlign:
     def test_items_of_the_model_come_first(self, reader: DatasetReader) -> None:
         later = dataset_of([("x", "z"), ("u", "c"), ("x", "a")], {"z": 9.0, "c": 2.0, "q": 13.0})

@@ -12,7 +12,7 @@ from rectools_neural.config import NegativesConfig
 from rectools_neural.data.batches import FeatureBatch, FeatureSchema, ItemBatch, NegativeBatch, TrainingBatch
 from rectools_neural.data.features import EncodedFeatures
 from rectools_neural.data.histories import Histories
-from rectools_neural.data.reader import Items, Users
+from rectools_neural.data.reader import Items, Pairs, Users
 from rectools_neural.data.sampling import NegativeSampler
 from rectools_neural.data.sources import PairBatches, UserBatches
 
@@ -445,10 +445,15 @@ class TestPairs:
         expected = [(user, item) for user in (3, 8, 9) for item in owned(source)[user]]
         assert sorted(self.epoch(part)) == sorted(expected)
 
-    def test_without_negatives_the_catalogue_is_whole(self) -> None:
-        for batch in pairs_of(make_source(LENGTHS, 40)):
+    @pytest.mark.parametrize("batch_size", [7, 60])
+    def test_without_negatives_only_the_targets_get_a_vector(self, batch_size: int) -> None:
+        for batch in pairs_of(make_source(LENGTHS, 40), batch_size):
             assert batch.negatives is None
-            assert item_rows(batch.items) == list(range(40))
+            # Unless that is most of the catalogue anyway.
+            is_whole = len(batch.targets) >= 40
+            expected = list(range(40)) if is_whole else batch.targets.unique().tolist()
+            assert (batch.items.rows is None) == is_whole
+            assert (list(range(40)) if is_whole else list(range(len(item_rows(batch.items))))) == expected
 
     def test_weights_go_with_their_pairs(self) -> None:
         source = make_source(LENGTHS, 40)
@@ -457,7 +462,8 @@ class TestPairs:
         source = replace(source, users=replace(source.users, histories=replace(histories, weights=weights)))
         for batch in pairs_of(source):
             assert batch.weights is not None
-            assert torch.equal(batch.weights, (100.0 * batch.users.rows[batch.rows] + batch.targets).float())
+            targets = torch.tensor(item_rows(batch.items))[batch.targets]
+            assert torch.equal(batch.weights, (100.0 * batch.users.rows[batch.rows] + targets).float())
 
     def test_same_seed_same_batches(self, source: PairBatches) -> None:
         one, other, third = (replace(source, generator=generator(seed)) for seed in (0, 0, 1))
@@ -469,3 +475,57 @@ class TestPairs:
         source = pairs_of(make_source([4] * 500, 60), 100, entity_dropout=0.3)
         dropped = torch.cat([batch.users.rows < 0 for batch in source]).float()
         assert abs(dropped.mean() - 0.3) <= 4 * (0.3 * 0.7 / len(dropped)) ** 0.5
+
+
+class TestGivenPairs:
+    """Interactions one by one instead of those of the histories: repeated, with weights and context."""
+
+    @pytest.fixture
+    def source(self) -> PairBatches:
+        source = make_source(LENGTHS, 40)
+        rng = np.random.default_rng(5)
+        n = 200
+        users = rng.integers(0, len(LENGTHS), n)
+        items = np.array([rng.choice(owned(source)[user]) for user in users])
+        assert len(set(zip(users, items, strict=True))) < n
+        pairs = Pairs(users, items, np.arange(n, dtype=np.float32), named_features(n))
+        return pairs_of(replace(source, users=replace(source.users, pairs=pairs)), 30)
+
+    @pytest.mark.parametrize("negatives", [None, NegativesConfig(n=3)], ids=["none", "own"])
+    @pytest.mark.parametrize("dropout", [0.0, 0.5])
+    def test_each_with_its_own(self, source: PairBatches, negatives: NegativesConfig | None, dropout: float) -> None:
+        pairs = source.users.pairs
+        assert pairs is not None
+        source = replace(source, entity_dropout=dropout)
+        seen: list[int] = []
+        for batch in source if negatives is None else source.with_negatives(negatives):
+            assert (batch.negatives is None) == (negatives is None)
+            assert batch.weights is not None
+            assert batch.context is not None
+            which = batch.weights.long()
+            # Nothing of the context is dropped: it is never unknown by itself.
+            assert entity_of(batch.context) == which.tolist()
+            rows = torch.tensor(item_rows(batch.items))[batch.targets]
+            assert rows.tolist() == pairs.items[which].tolist()
+            users = batch.users.rows[batch.rows]
+            assert set(zip(users.tolist(), pairs.users[which].tolist(), strict=True)) <= {
+                (user, own) for own in range(len(LENGTHS)) for user in ((-1, own) if dropout else (own,))
+            }
+            assert torch.equal(batch.rows.unique(), torch.arange(len(batch.users)))
+            seen += which.tolist()
+        assert sorted(seen) == list(range(200))
+        assert seen != sorted(seen)
+
+    def test_negatives_are_not_in_the_history(self, source: PairBatches) -> None:
+        for batch in source.with_negatives(NegativesConfig(n=4)):
+            rows, drawn = np.array(item_rows(batch.items)), negatives_of(batch)
+            for row, negatives in zip(batch.rows.tolist(), drawn.items, strict=True):
+                assert not set(rows[negatives].tolist()) & set(owned(source)[int(batch.users.rows[row])])
+
+    def test_without_weights_and_context(self, source: PairBatches) -> None:
+        pairs = source.users.pairs
+        assert pairs is not None
+        bare = replace(source.users, pairs=Pairs(pairs.users, pairs.items, None))
+        batches = list(replace(source, users=bare))
+        assert sum(len(batch.rows) for batch in batches) == 200
+        assert all(batch.weights is None and batch.context is None for batch in batches)
