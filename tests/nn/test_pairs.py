@@ -123,23 +123,23 @@ class TestPairs:
 
     def test_product_cross(self) -> None:
         cross = ProductCross(4, 3).double()
+        weight = cross.weight.detach()
         users, items = normal(5, 1, 4), normal(5, 1, 4, seed=1)
-        for n, actual in enumerate(cross.pairs(users, items)):
+        for n, actual in enumerate(cross.pairs(users, items).detach()):
             for unit in range(3):
-                expected = sum(
-                    float(cross.weight.detach()[unit, d] * users[n, 0, d] * items[n, 0, d]) for d in range(4)
-                )
+                expected = sum(float(weight[unit, d] * users[n, 0, d] * items[n, 0, d]) for d in range(4))
                 assert float(actual[unit]) == pytest.approx(expected, abs=1e-12)
 
     def test_dot_cross(self) -> None:
         cross = DotCross(2, 3, 4, 0.5).double()
+        weight = cross.weight.detach()
         users, items = normal(5, 2, 6), normal(5, 3, 6, seed=1)
-        for n, actual in enumerate(cross.pairs(users, items)):
+        for n, actual in enumerate(cross.pairs(users, items).detach()):
             for unit in range(4):
                 expected = 0.0
                 for a in range(2):
                     for b in range(3):
-                        expected += float(cross.weight.detach()[unit, a, b] * (users[n, a] @ items[n, b]))
+                        expected += float(weight[unit, a, b] * (users[n, a] @ items[n, b]))
                 assert float(actual[unit]) == pytest.approx(expected, abs=1e-12)
 
     def test_dropout_is_for_training(self) -> None:
@@ -199,7 +199,7 @@ SCHEMA = FeatureSchema(
     numeric=("price", "year"),
 )
 # Weights of the values, and of the missing value of each field: several genres, no colour, nothing at all.
-WEIGHTS = [
+WEIGHTS: list[list[float]] = [
     [1, 0, 0.25, 0, 0.75, 0, 0],
     [0, 0, 0, 1, 0, 1, 0],
     [0, 0, 0, 0, 0, 1, 1],
