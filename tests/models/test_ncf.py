@@ -28,6 +28,7 @@ from pair_cases import (
 )
 from rectools import Columns
 from rectools.dataset import Dataset
+from rectools.models import PopularModel
 
 from rectools_neural import NCFModel
 from rectools_neural.data.batches import NegativeBatch
@@ -41,7 +42,7 @@ QUICK: dict[str, Any] = {
     "hidden": (8,),
     "epochs": 60,
     "learning_rate": 0.02,
-    "optimizer": {"name": "adamw", "l2": 0.01},
+    "optimizer": {"name": "adamw", "l2": 0.3},
 }
 OPTIONS: dict[str, Any] = {"n_factors": 4, "hidden": (5, 3), "activation": "tanh", "epochs": 1}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -340,7 +341,7 @@ class TestPretraining:
         assert n_parts == [2, 0, 2]
 
 
-def quadrants(n: int = 32) -> pd.DataFrame:
+def quadrants(n: int = 24) -> pd.DataFrame:
     """
     All pairs of four groups of users and four of items: a group likes the own one and the next, in a circle.
 
@@ -366,19 +367,19 @@ class TestFit:
             "rank 2": {"architecture": "gmf", "n_factors": 2},
         }.items():
             model = NCFModel(
-                target="label", epochs=100, batch_size=64, learning_rate=0.02, optimizer={"name": "adam"}, **options
+                target="label", epochs=80, batch_size=48, learning_rate=0.02, optimizer={"name": "adam"}, **options
             ).fit(dataset)
             predicted = model.predict_pairs(table[held], dataset)[Columns.Score] > 0.5
             accuracy[name] = float((predicted == (table[held][Columns.Weight] > 0)).mean())
-        print(accuracy)
         assert accuracy["gmf"] < 0.95
         assert accuracy["mlp"] > 0.99
+        assert accuracy["product"] > 0.99
         assert accuracy["rank 2"] > 0.99
 
     @pytest.mark.parametrize(
         "options",
         [
-            *({**options, "loss": "squared"} for options in ARCHITECTURES.values()),
+            *({**ARCHITECTURES[name], "loss": "squared"} for name in ("gmf", "mlp", "product", "neumf")),
             *({"loss": loss} for loss in ("logistic", "softmax", "sampled_softmax", "bce", "bpr")),
         ],
         ids=str,
@@ -388,7 +389,7 @@ class TestFit:
         batch_size = 64 if options["loss"] in ("bce", "bpr") else 10
         model = NCFModel(**options, **QUICK, batch_size=batch_size).fit(dataset)
         assert model.history["loss"].iloc[-1] < model.history["loss"].iloc[0]
-        assert own_share(model, dataset) > 0.7
+        assert own_share(model, dataset) > own_share(PopularModel().fit(dataset), dataset) + 0.3
 
     @pytest.mark.parametrize("options", ARCHITECTURES.values(), ids=ARCHITECTURES)
     def test_save_and_load(self, options: dict[str, Any], make_dataset: Callable[..., Dataset]) -> None:
@@ -411,7 +412,7 @@ class TestFit:
     def test_precision(self, precision: str, make_dataset: Callable[..., Dataset]) -> None:
         dataset = make_dataset()
         model = NCFModel(**QUICK, batch_size=20, precision=precision)
-        assert own_share(model.fit(dataset), dataset) > 0.7
+        assert own_share(model.fit(dataset), dataset) > 0.5
         assert {tensor.dtype for tensor in model._fitted.module.state_dict().values()} == {torch.float32}
 
 
