@@ -6,17 +6,25 @@ References work on them one pair at a time, in double precision.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import nn
 
-from rectools_neural.data.batches import FeatureSchema, HistoryBatch, ItemBatch, NegativeBatch, TrainingBatch, UserBatch
+from rectools_neural.data.batches import (
+    FeatureBatch,
+    FeatureSchema,
+    HistoryBatch,
+    ItemBatch,
+    NegativeBatch,
+    TrainingBatch,
+    UserBatch,
+)
 from rectools_neural.data.features import EncodedFeatures
 from rectools_neural.models.base import DataSchema
-from rectools_neural.models.pairs import PairModel, PairModule
+from rectools_neural.models.pairs import PairModel
 from rectools_neural.nn.features import FeatureEmbedding
 
 N_USERS, N_ITEMS = 5, 6
@@ -44,24 +52,26 @@ def data_schema(with_features: bool = True, with_context: bool = False) -> DataS
     return DataSchema(N_USERS, N_ITEMS, 12, *sides, CONTEXT_SCHEMA if with_context else NOTHING)
 
 
+def encode(schema: FeatureSchema, n: int, seed: int) -> FeatureBatch:
+    """The same as a batch in double precision, as a Trainer of that precision makes it."""
+    batch = features(schema, n, seed).batch()
+    return FeatureBatch(batch.categories, batch.weights.double(), batch.offsets, batch.numeric.double())
+
+
 #: Rows of the users and items of the batches, -1 for unknown ones, and what the users are seen to have.
 USER_ROWS, ITEM_ROWS = [3, -1, 0, 2], [4, 0, -1, 5, 1]
 HISTORIES = [[0, 3], [5], [], [1, 2, 4]]
 
 
-def user_batch(schema: DataSchema, context: bool = False) -> UserBatch:
+def user_batch(schema: DataSchema) -> UserBatch:
     items = torch.tensor([item for history in HISTORIES for item in history])
     history = HistoryBatch(items, torch.tensor([len(part) for part in HISTORIES]))
-    situation = features(schema.context, len(USER_ROWS), 3).batch() if context else None
-    return UserBatch(torch.tensor(USER_ROWS), history, features(schema.user_features, 4, 1).batch(), situation)
+    return UserBatch(torch.tensor(USER_ROWS), history, encode(schema.user_features, 4, 1))
 
 
 def item_batch(schema: DataSchema) -> ItemBatch:
     rows = torch.tensor(ITEM_ROWS)
-    return ItemBatch(rows.clamp(min=0), (rows < 0).unsqueeze(1), features(schema.item_features, 5, 2).batch())
-
-
-Module = TypeVar("Module", bound=PairModule)
+    return ItemBatch(rows.clamp(min=0), (rows < 0).unsqueeze(1), encode(schema.item_features, 5, 2))
 
 
 def module_of(model: PairModel[Any], schema: DataSchema, seed: int = 5) -> tuple[Any, Any]:
@@ -101,6 +111,6 @@ PAIRS, OWN = [(0, 3), (0, 1), (2, 0), (3, 4), (3, 1)], [[0, 2], [4, 2], [1, 3], 
 
 def training_batch(schema: DataSchema, negatives: NegativeBatch | None = None, context: bool = False) -> TrainingBatch:
     rows, targets = torch.tensor(PAIRS).T
-    situation = features(schema.context, len(PAIRS), 4).batch() if context else None
+    situation = encode(schema.context, len(PAIRS), 4) if context else None
     weights = torch.tensor([1.0, 4.0, 3.0, 0.0, 5.0], dtype=torch.float64)
     return TrainingBatch(user_batch(schema), item_batch(schema), rows, targets, negatives, weights, situation)

@@ -250,7 +250,6 @@ class TestLosses:
         config, module = module_of(model, schema)
         config = config.model_copy(update={"negatives": None})
         batch = training_batch(schema)
-        batch.users.features.weights = batch.users.features.weights.double()
         names = list(dict(module.named_parameters()))
 
         class Loss(torch.nn.Module):
@@ -341,7 +340,7 @@ class TestPretraining:
         assert n_parts == [2, 0, 2]
 
 
-def quadrants(n: int = 24) -> pd.DataFrame:
+def quadrants(n: int = 32) -> pd.DataFrame:
     """
     All pairs of four groups of users and four of items: a group likes the own one and the next, in a circle.
 
@@ -363,17 +362,15 @@ class TestFit:
         for name, options in {
             "gmf": {"architecture": "gmf", "n_factors": 1},
             "mlp": {"architecture": "mlp", "n_factors": 2, "hidden": (32, 16)},
-            "product": {"architecture": "mlp", "n_factors": 2, "hidden": (32, 16), "merge": "product"},
             "rank 2": {"architecture": "gmf", "n_factors": 2},
         }.items():
             model = NCFModel(
-                target="label", epochs=80, batch_size=48, learning_rate=0.02, optimizer={"name": "adam"}, **options
+                target="label", epochs=100, batch_size=64, learning_rate=0.02, optimizer={"name": "adam"}, **options
             ).fit(dataset)
             predicted = model.predict_pairs(table[held], dataset)[Columns.Score] > 0.5
             accuracy[name] = float((predicted == (table[held][Columns.Weight] > 0)).mean())
         assert accuracy["gmf"] < 0.95
         assert accuracy["mlp"] > 0.99
-        assert accuracy["product"] > 0.99
         assert accuracy["rank 2"] > 0.99
 
     @pytest.mark.parametrize(
