@@ -239,7 +239,7 @@ def start_from(module: NCFModule, gmf: NCFModule, mlp: NCFModule, alpha: float) 
     of_gmf, of_mlp = gmf.state_dict(), mlp.state_dict()
     last = f"network.rest.{len(module.network.rest) - 1}."
     for name, tensor in module.state_dict().items():
-        if name == "offset" or name.endswith("s.bias"):
+        if name in ("base", "shift") or name.endswith("s.bias"):
             tensor.copy_(alpha * of_gmf[name] + (1 - alpha) * of_mlp[name])
         elif name == "gmf_weight":
             tensor.copy_(alpha * of_gmf[name])

@@ -101,10 +101,19 @@ class PairModule(nn.Module):
         What scores pairs from their sides.
     """
 
+    base: torch.Tensor
+
     def __init__(self, network: PairNetwork) -> None:
         super().__init__()
         self.network = network
-        self.offset = nn.Parameter(torch.zeros(()))
+        # Weight decay draws scores to the base, which is that of the data: none of it is to be learnt again.
+        self.register_buffer("base", torch.zeros(()))
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    @property
+    def offset(self) -> torch.Tensor:
+        """What is added to all scores."""
+        return self.base + self.shift
 
     def user_side(
         self, users: UserBatch, rows: torch.Tensor | None = None, context: FeatureBatch | None = None
@@ -195,7 +204,7 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
 
     def _read_training_data(self, module: Any, users: Users) -> None:
         target, pairs = self.target, users.pairs
-        if target.name == "implicit" or pairs is None or module.offset != 0:  # a further fit keeps the offset
+        if target.name == "implicit" or pairs is None or module.base != 0:  # a further fit keeps the base
             return
         values = cast(np.ndarray, pairs.weights)
         if target.name == "label":
@@ -210,7 +219,7 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
         else:
             start = float(values.mean(dtype=np.float64))
         with torch.no_grad():
-            module.offset.fill_(start)
+            module.base.fill_(start)
 
     def _make_batches(self, config: PairConfig, users: Users, items: Items, generator: torch.Generator) -> Batches:
         assert config.batch_size is not None

@@ -113,7 +113,8 @@ def score_of(module: DLRMModule, config: Any, user: tuple[Any, ...], item: tuple
         if of_side:
             side = torch.cat(of_side)
             inputs.append(side)
-            first, linear = module.first[number], module.linear[number]
+            first: Any = module.first[number]
+            linear: Any = module.linear[number]
             columns.append(first.weight if width else side.new_zeros(0, len(side)))
             weights.append(linear.weight[0])
     if is_dot:

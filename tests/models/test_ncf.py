@@ -79,7 +79,7 @@ def reference(module: NCFModule, config: Any, schema: DataSchema) -> torch.Tenso
                 score = score + (module.gmf_weight * user[:n_gmf] * item[:n_gmf]).sum()
             if config.architecture != "gmf":
                 one, other = module.user_tower(user[n_gmf:]), module.item_tower(item[n_gmf:])
-                hidden = module.first_bias
+                hidden: torch.Tensor = module.first_bias
                 if config.merge == "product":
                     assert module.network.cross is not None
                     hidden = hidden + module.network.cross.weight @ (one * other)
@@ -177,7 +177,7 @@ class TestLosses:
 
     def test_softmax(self) -> None:
         def expected(scores: torch.Tensor) -> torch.Tensor:
-            return -sum(scores[user].softmax(dim=0)[item].log() for user, item in PAIRS) / 4
+            return -torch.stack([scores[user].softmax(dim=0)[item].log() for user, item in PAIRS]).sum() / 4
 
         self.check(expected, loss="softmax")
 
@@ -238,8 +238,8 @@ class TestLosses:
 
     def test_rating(self) -> None:
         def expected(scores: torch.Tensor) -> torch.Tensor:
-            ratings = [1, 4, 3, 0, 5]
-            return sum((scores[pair] - rating) ** 2 for pair, rating in zip(PAIRS, ratings, strict=True)) / 5
+            errors = [scores[pair] - rating for pair, rating in zip(PAIRS, [1, 4, 3, 0, 5], strict=True)]
+            return torch.stack(errors).square().mean()
 
         self.check(expected, target="rating")
 
@@ -445,7 +445,7 @@ class TestOptions:
     def test_what_is_left_open(self) -> None:
         """Squared loss on dense data, over the whole catalogue where scores are cheap; else sampled."""
         dense, rare = data_schema(), replace(data_schema(), n_users=10_000, n_items=5_000, n_interactions=20_000)
-        for schema, options, loss, negatives in [
+        cases: list[tuple[DataSchema, dict[str, Any], str, Any]] = [
             (dense, {"architecture": "gmf"}, "squared", None),
             (dense, {}, "squared", (2048, True)),
             (rare, {}, "sampled_softmax", (2048, True)),
@@ -454,7 +454,8 @@ class TestOptions:
             (dense, {"negatives": {"n": 3}}, "bce", (3, False)),
             (rare, {"loss": "bpr"}, "bpr", (4, False)),
             (rare, {"loss": "softmax", "batch_size": 10}, "softmax", None),
-        ]:
+        ]
+        for schema, options, loss, negatives in cases:
             model = NCFModel(**options)
             config = model._adapt(model.get_config(mode="pydantic"), schema)
             assert config.loss is not None
