@@ -275,7 +275,7 @@ class DatasetReader:
         """Encode the situations in which users ask; None for models that don't go by it."""
         if self.context_encoder is None or dataset.context is None:
             return None
-        return self.context_encoder.encode(dataset.context.reindex(external_ids), "The `context`")
+        return self.context_encoder.encode(dataset.context.reindex(external_ids), "The rows of `context`")
 
     def align(
         self, dataset: Dataset, is_for_items: bool = False, context: pd.DataFrame | None = None

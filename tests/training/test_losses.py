@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rectools_neural.data.histories import Histories
+from rectools_neural.data.sampling import NegativeSampler
 from rectools_neural.training.losses import (
     bce_loss,
     bpr_loss,
@@ -17,8 +19,10 @@ from rectools_neural.training.losses import (
     logistic_loss,
     pair_scores,
     sampled_softmax_loss,
+    sampled_squared_loss,
     softmax_loss,
     squared_loss,
+    squared_table_loss,
     triplet_loss,
 )
 
@@ -385,3 +389,26 @@ class TestInfoNCE:
     def test_equal_views_that_point_apart(self) -> None:
         views = torch.eye(4, dtype=torch.float64)
         assert_same(info_nce_loss(views, 7 * views, 0.1), torch.tensor(math.log1p(3 * math.exp(-10))).double())
+
+
+@pytest.mark.parametrize("power", [0.0, 0.75])
+@pytest.mark.parametrize("n", [1, 6, 40])
+def test_sampled_squared_loss_is_unbiased(n: int, power: float, make_histories: Callable[..., Histories]) -> None:
+    """The mean over many samples of the catalogue is the loss over all of it."""
+    generator = torch.Generator().manual_seed(0)
+    lists = [[0, 3, 8], [1, 3], [2, 3, 4, 5, 6, 7, 9], [9]]
+    sampler = NegativeSampler(make_histories(lists, 10), power)
+    table = torch.randn(4, 10, generator=generator, dtype=torch.float64)
+    rows = torch.arange(4).repeat_interleave(torch.tensor([len(part) for part in lists]))
+    targets = torch.tensor([item for part in lists for item in part])
+    exact = float(squared_table_loss(table, rows, targets, 0.4))
+    estimates = []
+    for _ in range(2_000):
+        drawn = sampler.sample_shared(n, generator)
+        inclusion = sampler.log_inclusion(n)[drawn]
+        estimates.append(float(sampled_squared_loss(table[rows, targets], table[:, drawn], inclusion, 0.4)))
+    error = np.std(estimates) / len(estimates) ** 0.5
+    assert np.std(estimates) > 0
+    assert np.mean(estimates) == pytest.approx(exact, abs=4 * error)
+    everything = sampled_squared_loss(table[rows, targets], table, torch.zeros(10), 0.4)
+    assert float(everything) == pytest.approx(exact, abs=1e-9)
