@@ -15,8 +15,9 @@ from torch import nn
 
 from .towers import ACTIVATIONS
 
-# Hidden units held at once when many pairs are scored: what fits into the cache is several times as fast.
-_MAX_HIDDEN = 1 << 19
+# Items and hidden units at once when many pairs are scored: what fits into the cache is several times as fast.
+_ITEMS_AT_ONCE = 256
+_MAX_HIDDEN = 1 << 18
 
 
 @dataclass
@@ -76,8 +77,8 @@ class ProductCross(nn.Module):
         return (users * items).squeeze(1) @ self.weight.T
 
     def fold(self, items: torch.Tensor) -> torch.Tensor:
-        """Matrix that turns the fields of a user into the units for all items, shape ``(dim, n_items * n_out)``."""
-        return (items * self.weight).flatten(0, 1).T
+        """Matrices that turn the fields of a user into each unit for all items, shape ``(n_out, dim, n_items)``."""
+        return torch.einsum("hd,cd->hdc", self.weight, items.squeeze(1))
 
 
 class DotCross(nn.Module):
@@ -103,9 +104,8 @@ class DotCross(nn.Module):
         return torch.bmm(users, items.transpose(1, 2)).flatten(1) @ self.weight.flatten(1).T
 
     def fold(self, items: torch.Tensor) -> torch.Tensor:
-        """As for `ProductCross`, shape ``(n_user_fields * dim, n_items * n_out)``."""
-        folded = torch.einsum("hab,cbd->adch", self.weight, items)
-        return folded.flatten(2).flatten(0, 1)
+        """As for `ProductCross`, shape ``(n_out, n_user_fields * dim, n_items)``."""
+        return torch.einsum("hab,cbd->hadc", self.weight, items).flatten(1, 2)
 
 
 class PairNetwork(nn.Module):
@@ -149,22 +149,54 @@ class PairNetwork(nn.Module):
 
     def table(self, users: Side, items: Side) -> torch.Tensor:
         """Score all pairs of users and items, shape ``(n_users, n_items)``."""
-        scores = torch.addmm(items.bias, users.direct, items.direct.T) + users.bias.unsqueeze(1)
-        if not users.first.shape[1]:
-            return scores
-        if self.cross is None:
-            hidden = users.first.unsqueeze(1) + items.first
-        else:
-            # The units of the items enter as the bias of the product.
-            folded = torch.addmm(items.first.flatten(), users.fields.flatten(1), self.cross.fold(items.fields))
-            hidden = folded.view(len(users), *items.first.shape) + users.first.unsqueeze(1)
-        return scores + self.rest(hidden).squeeze(2)
+        scores = self._linear_part(users, items)
+        if users.first.shape[1]:
+            scores = scores + self._perceptron_part(self._of_users(users), self._of_items(items))
+        return scores
 
     def table_in_chunks(self, users: Side, items: Side) -> torch.Tensor:
-        """As `table`, some items at a time, so that what it holds besides the scores is bounded."""
-        scores = users.bias.new_empty(len(users), len(items))
-        step = max(1, _MAX_HIDDEN // max(len(users) * users.first.shape[1], 1))
-        for start in range(0, len(items), step):
-            part = slice(start, start + step)
-            scores[:, part] = self.table(users, items.take(part))
+        """As `table`, some pairs at a time, so that what it holds besides the scores is bounded; not for training."""
+        scores = self._linear_part(users, items)
+        if not users.first.shape[1]:
+            return scores
+        of_users = self._of_users(users)
+        widest = max(users.first.shape[1], *(len(p) for p in self.rest.parameters()))
+        n_users = max(1, _MAX_HIDDEN // (_ITEMS_AT_ONCE * widest))
+        for start in range(0, len(items), _ITEMS_AT_ONCE):
+            columns = slice(start, start + _ITEMS_AT_ONCE)
+            of_items = self._of_items(items.take(columns))
+            for first in range(0, len(users), n_users):
+                rows = slice(first, first + n_users)
+                scores[rows, columns] += self._perceptron_part(of_users[:, rows], of_items)
         return scores
+
+    def _linear_part(self, users: Side, items: Side) -> torch.Tensor:
+        return torch.addmm(items.bias, users.direct, items.direct.T).add_(users.bias.unsqueeze(1))
+
+    def _of_users(self, users: Side) -> torch.Tensor:
+        """Factor of the first layer, shape ``(hidden, n_users, n)``: fields, what the user adds, 1 for the item."""
+        first = users.first.T.unsqueeze(2)
+        parts = [first, torch.ones_like(first)]
+        if self.cross is not None:
+            parts.insert(0, users.fields.flatten(1).expand(len(first), -1, -1))
+        return torch.cat(parts, dim=2)
+
+    def _of_items(self, items: Side) -> torch.Tensor:
+        """Its other factor, shape ``(hidden, n, n_items)``."""
+        first = items.first.T.unsqueeze(1)
+        parts = [torch.ones_like(first), first]
+        if self.cross is not None:
+            parts.insert(0, self.cross.fold(items.fields))
+        return torch.cat(parts, dim=1)
+
+    def _perceptron_part(self, of_users: torch.Tensor, of_items: torch.Tensor) -> torch.Tensor:
+        # Unit by unit: then each layer is one product with a wide matrix, and nothing has to be moved around.
+        units = torch.bmm(of_users, of_items)
+        n_users, n_items = units.shape[1:]
+        units = units.flatten(1)
+        for layer in self.rest:
+            if isinstance(layer, nn.Linear):
+                units = (layer.weight @ units).add_(layer.bias.unsqueeze(1))
+            else:
+                units = layer(units)
+        return units.view(n_users, n_items)
