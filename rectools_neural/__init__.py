@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .datasets import load_dataset
+    from .export import to_jsonl
     from .models.autoencoder import DAEModel, MultDAEModel, MultVAEModel, RecVAEModel
     from .models.dlrm import DLRMModel
     from .models.dssm import DSSMModel
@@ -31,6 +32,7 @@ __all__ = [
     "load_dataset",
     "model_from_config",
     "model_from_params",
+    "to_jsonl",
 ]
 __version__ = _version("rectools-neural")
 
@@ -38,6 +40,7 @@ _FUNCTIONS = {
     "load_dataset": "rectools_neural.datasets",
     "model_from_config": "rectools_neural.registry",
     "model_from_params": "rectools_neural.registry",
+    "to_jsonl": "rectools_neural.export",
 }
 
 
