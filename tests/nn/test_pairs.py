@@ -94,10 +94,12 @@ class TestTable:
         network = make_network((4,), "dot", (2, 3), 5)
         users, items = make_side(3, 2, 4, (2, 5), 1), make_side(10, 2, 4, (3, 5), 2)
         sizes: list[tuple[int, ...]] = []
-        network.rest.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
-        monkeypatch.setattr(pairs_module, "_MAX_HIDDEN", 3 * 4 * 4)
+        network.rest[0].register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
+        monkeypatch.setattr(pairs_module, "_ITEMS_AT_ONCE", 4)
+        monkeypatch.setattr(pairs_module, "_MAX_HIDDEN", 2 * 4 * 4)
         network.table_in_chunks(users, items)
-        assert sizes == [(3, 4, 4), (3, 4, 4), (3, 2, 4)]
+        # Units by pairs: 2 users and 4 items at once, then what is left of either.
+        assert sizes == [(4, 8), (4, 4), (4, 8), (4, 4), (4, 4), (4, 2)]
 
     def test_nobody_and_nothing(self) -> None:
         network = make_network((4,), "dot", (2, 3), 5)
