@@ -21,6 +21,7 @@ from rectools.dataset import Dataset
 from scipy import sparse
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedKFold, train_test_split
@@ -114,10 +115,10 @@ def prepare_criteo(rows: pd.DataFrame, train: np.ndarray) -> pd.DataFrame:
     Returns
     -------
     pd.DataFrame
-        Logarithms of the numbers, -1 where there is none; categories, the rare ones as one; interactions of one user
+        Logarithms of the numbers; categories, the rare ones as one; interactions of one user
         with one item, with the label as their weight.
     """
-    numbers = rows[list(NUMBERS)].clip(lower=0).transform(np.log1p).fillna(-1.0)
+    numbers = rows[list(NUMBERS)].clip(lower=0).transform(np.log1p)
     categories = rows[list(CATEGORIES)].copy()
     for column in CATEGORIES:
         counts = categories.loc[train, column].value_counts()
@@ -192,9 +193,8 @@ def table_logistic(strength: float) -> TableClassifier:
     one_hot = OneHotEncoder(handle_unknown="ignore")
     columns = ColumnTransformer(
         [
-            ("numbers", StandardScaler(), list(NUMBERS)),
-            # A missing number is -1, which is no place on a line.
-            ("gaps", FunctionTransformer(lambda numbers: numbers < 0), list(NUMBERS)),
+            ("numbers", make_pipeline(StandardScaler(), SimpleImputer(strategy="mean")), list(NUMBERS)),
+            ("gaps", FunctionTransformer(pd.isna), list(NUMBERS)),
             ("categories", one_hot, list(CATEGORIES)),
         ]
     )
