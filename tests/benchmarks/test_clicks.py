@@ -86,16 +86,16 @@ def test_criteo_columns(criteo: pd.DataFrame, tmp_path: Path) -> None:
 def test_criteo_folds(criteo: pd.DataFrame) -> None:
     parts = [split_criteo(fold, False) for fold in range(N_FOLDS)]
     assert [(len(part.train.interactions.df), len(part.test)) for part in parts] == [(320, 80)] * N_FOLDS
-    asked = pd.concat([part.test[list(NUMBERS)] for part in parts])
-    numbers = prepare_criteo(read_criteo(clicks._default_places()), np.full(400, True))[list(NUMBERS)]
+    asked = pd.concat([part.test[list(NUMBERS)] for part in parts]).fillna(-1)
+    numbers = prepare_criteo(read_criteo(clicks._default_places()), np.full(400, True))[list(NUMBERS)].fillna(-1)
     assert sorted(map(tuple, asked.to_numpy())) == sorted(map(tuple, numbers.to_numpy()))
     validation = split_criteo(0, True)
     assert (len(validation.train.interactions.df), len(validation.test)) == (280, 40)
     tested, seen = (
-        set(map(tuple, frame[list(NUMBERS)].to_numpy()))
+        set(map(tuple, frame[list(NUMBERS)].fillna(-1).to_numpy()))
         for frame in (parts[0].test, validation.train.get_raw_interactions(include_extra_cols=True))
     )
-    assert not tested & (seen | set(map(tuple, validation.test[list(NUMBERS)].to_numpy())))
+    assert not tested & (seen | set(map(tuple, validation.test[list(NUMBERS)].fillna(-1).to_numpy())))
 
 
 def test_missing_criteo(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_fit(encoder: ContextEncoder) -> None:
     assert encoder.encoder.schema == FeatureSchema(
         fields=("day", "place"),
         values=(("day", 1), ("day", 2), ("place", "home"), ("place", "work")),
-        numeric=NUMERIC,
+        numeric=("hour", "hour is missing", "price"),  # a price is never missing
     )
 
 
@@ -55,7 +55,9 @@ def test_encode(encoder: ContextEncoder) -> None:
     ]
     # Mean 2 and variance 14 / 3 of 1, 5 and 0, which is a number like any other; what is missing is the mean.
     np.testing.assert_allclose(encoded.numeric[:, 0], np.array([-1, 3, 0, -2]) / (14 / 3) ** 0.5, rtol=1e-6)
-    np.testing.assert_allclose(encoded.numeric[:, 1], np.array([-15, -5, 5, 15]) / 125**0.5, rtol=1e-6)
+    # One of four is missing: mean 1 / 4, variance 3 / 16.
+    np.testing.assert_allclose(encoded.numeric[:, 1], np.array([-1, -1, 3, -1]) / 3**0.5, rtol=1e-6)
+    np.testing.assert_allclose(encoded.numeric[:, 2], np.array([-15, -5, 5, 15]) / 125**0.5, rtol=1e-6)
 
 
 def test_later_tables(encoder: ContextEncoder) -> None:
@@ -68,7 +70,8 @@ def test_later_tables(encoder: ContextEncoder) -> None:
         {"day": None, "place": "home"},
     ]
     np.testing.assert_allclose(encoded.numeric[:, 0], 5 / (14 / 3) ** 0.5, rtol=1e-6)
-    np.testing.assert_allclose(encoded.numeric[:, 1], np.array([0, 0, -15]) / 125**0.5, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(encoded.numeric[:, 1], -1 / 3**0.5, rtol=1e-6)
+    np.testing.assert_allclose(encoded.numeric[:, 2], np.array([0, 0, -15]) / 125**0.5, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, pd.NA])
@@ -77,7 +80,8 @@ def test_nothing_known(encoder: ContextEncoder, missing: Any) -> None:
     expected = encoder.encoder.missing(2)
     encoded = encoder.encode(table, "The table")
     assert (encoded.categories != expected.categories).nnz == 0
-    assert encoded.numeric.tolist() == expected.numeric.tolist() == [[0, 0]] * 2
+    assert not encoded.numeric[:, [0, 2]].any()
+    np.testing.assert_allclose(encoded.numeric[:, 1], 3**0.5, rtol=1e-6)  # the hour is known to be missing
     assert len(encoder.encode(table.iloc[:0], "The table")) == 0
 
 
