@@ -16,6 +16,9 @@ from pydantic import ValidationError
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.exceptions import NotFittedError
+from rectools.model_selection import LastNSplitter
+from rectools.models import PopularModel
+from rectools.models.ranking import CandidateFeatureCollector, CandidateGenerator, CandidateRankingModel, Reranker
 from sklearn.metrics import roc_auc_score
 
 from rectools_neural import DLRMModel, NCFModel
@@ -315,3 +318,34 @@ class TestUses:
     def test_unfitted(self, model_class: type[PairModel[Any]], dataset: Dataset) -> None:
         with pytest.raises(NotFittedError, match=model_class.__name__):
             model_class().predict_pairs(self.PAIRS, dataset)
+
+
+def test_reranks_in_a_candidate_ranking_model(rated: Dataset) -> None:
+    """RecTools' two stages: popular candidates, in the order of the scores that the pairs get."""
+    model = NCFModel(n_factors=8, target="rating").fit(rated)
+
+    class Scores(CandidateFeatureCollector):  # type: ignore[misc]
+        def _get_user_item_features(self, useritem: pd.DataFrame, dataset: Dataset, fold_info: Any) -> pd.DataFrame:
+            return model.predict_pairs(useritem[Columns.UserItem], dataset).rename(columns={Columns.Score: "rating"})
+
+    class ByRating:
+        def fit(self, **data: Any) -> ByRating:
+            assert "rating" in data["X"]
+            return self
+
+        def predict(self, features: pd.DataFrame) -> np.ndarray:
+            return features["rating"].to_numpy()
+
+    candidates = CandidateGenerator(PopularModel(), num_candidates=20, keep_ranks=False, keep_scores=False)
+    two_stages = CandidateRankingModel(
+        [candidates], LastNSplitter(5, n_splits=1), Reranker(ByRating()), feature_collector=Scores()
+    ).fit(rated)
+    users = [3, 10, 21]
+    reco = two_stages.recommend(users, rated, k=5, filter_viewed=True)
+    popular = PopularModel().fit(rated).recommend(users, rated, k=20, filter_viewed=True)
+    scored = model.predict_pairs(popular[Columns.UserItem], rated).sort_values(Columns.Score, ascending=False)
+    for user in users:
+        best = scored[scored[Columns.User] == user].head(5)
+        own = reco[reco[Columns.User] == user]
+        assert own[Columns.Item].tolist() == best[Columns.Item].tolist()
+        np.testing.assert_allclose(own[Columns.Score], best[Columns.Score], atol=1e-5)
