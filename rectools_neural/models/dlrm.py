@@ -120,6 +120,10 @@ class DLRMModule(PairModule):
         self.first_bias = nn.Parameter(torch.zeros(width))
         self.direct = nn.Parameter(torch.ones(n_vectors)) if n_products else None
         self._is_dot, self._has_shortcut = is_dot, config.shortcut
+        if config.shortcut and config.top_hidden:
+            # It starts as the shortcut alone, and the perceptron learns what that misses.
+            for parameter in self.network.rest[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def user_side(
         self, users: UserBatch, rows: torch.Tensor | None = None, context: FeatureBatch | None = None
