@@ -247,6 +247,7 @@ def _source(about: str, runs: Iterable[Result], file: str) -> str:
 
 TABLES: dict[str, Callable[[], str | None]] = {
     "leaderboard": lambda: board("leaderboard"),
+    "pairs-ml-100k": lambda: board("pairs-ml-100k"),
     "losses-ml-100k": lambda: board("losses-ml-100k"),
     "losses-ml-1m": lambda: board("losses-ml-1m"),
     "gowalla": lambda: board("gowalla"),
