@@ -150,6 +150,8 @@ class NCFModel(PairModel[NCFModelConfig]):
         negatives of each pair; by default squared on dense data (MovieLens) and sampled_softmax on sparse data.
     negatives : str or dict or NegativesConfig, optional
         Of a sampled loss; by default 2048 that a batch shares, or 4 for each pair. New ones are drawn all the time.
+        The squared loss of models with a perceptron is estimated from shared ones, without bias, and so it is where
+        you give them.
     activation : {"relu", "elu", "gelu", "leaky_relu", "silu", "tanh"}
         Of the hidden layers.
     dropout : float

@@ -186,11 +186,7 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
             "epochs": config.epochs or max(round(steps / math.ceil(n_examples / batch_size)), 3),
             "entity_dropout": 0.02 if config.entity_dropout is None else config.entity_dropout,
         }
-        return type(config)(**{**dict(config), **chosen, **self._chosen(config, schema)})
-
-    def _chosen(self, config: PairConfig, schema: DataSchema) -> dict[str, Any]:
-        """Fill in further options of a family."""
-        return {}
+        return type(config)(**{**dict(config), **chosen})
 
     def _usual_negatives(self, loss: str, width: int) -> NegativesConfig | None:
         if loss in ("bce", "bpr"):
