@@ -346,6 +346,7 @@ def our_config(epochs: int) -> dict[str, Any]:
         "bottom_hidden": [BOTTOM],
         "top_hidden": [TOP],
         "interaction": "dot",
+        "shortcut": False,  # the network of the notebook has none
         "loss": "bce",
         "negatives": {"name": "uniform", "n": N_NEGATIVES},
         "batch_size": ROWS_IN_BATCH // (1 + N_NEGATIVES),

@@ -612,5 +612,5 @@ def test_default_configuration_is_valid() -> None:
     assert required <= set(config.models)
     assert config.seeds == [0, 1, 2]
     assert (config.split.name, config.data.name, config.data.binary, config.k) == ("random", "ml-100k", True, [10, 20])
-    ours = {name.removesuffix(", defaults") for name, spec in config.models.items() if not spec.baseline}
+    ours = {spec.cls for spec in config.models.values() if not spec.baseline}
     assert ours == set(MODELS) - {"UserKNNModel"}
