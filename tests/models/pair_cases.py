@@ -6,6 +6,7 @@ References work on them one pair at a time, in double precision.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -114,3 +115,23 @@ def training_batch(schema: DataSchema, negatives: NegativeBatch | None = None, c
     situation = encode(schema.context, len(PAIRS), 4) if context else None
     weights = torch.tensor([1.0, 4.0, 3.0, 0.0, 5.0], dtype=torch.float64)
     return TrainingBatch(user_batch(schema), item_batch(schema), rows, targets, negatives, weights, situation)
+
+
+def has_right_gradients(module: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> bool:
+    """Tell whether those of a loss with respect to all weights of a module are those by finite differences."""
+    names = list(dict(module.named_parameters()))
+
+    class Loss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self) -> torch.Tensor:
+            return loss()
+
+    def value(*tensors: torch.Tensor) -> torch.Tensor:
+        weights = {f"module.{name}": tensor for name, tensor in zip(names, tensors, strict=True)}
+        result: torch.Tensor = torch.func.functional_call(Loss(), weights, ())
+        return result
+
+    return torch.autograd.gradcheck(value, [p.detach().clone().requires_grad_() for p in module.parameters()])

@@ -19,6 +19,7 @@ from pair_cases import (
     USER_ROWS,
     data_schema,
     features,
+    has_right_gradients,
     item_batch,
     linear_in_features,
     module_of,
@@ -250,22 +251,7 @@ class TestLosses:
         config, module = module_of(model, schema)
         config = config.model_copy(update={"negatives": None})
         batch = training_batch(schema)
-        names = list(dict(module.named_parameters()))
-
-        class Loss(torch.nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.module = module
-
-            def forward(self) -> torch.Tensor:
-                return model._batch_loss(config, self.module, batch)
-
-        def value(*tensors: torch.Tensor) -> torch.Tensor:
-            weights = {f"module.{name}": tensor for name, tensor in zip(names, tensors, strict=True)}
-            result: torch.Tensor = torch.func.functional_call(Loss(), weights, ())
-            return result
-
-        assert torch.autograd.gradcheck(value, [p.detach().clone().requires_grad_() for p in module.parameters()])
+        assert has_right_gradients(module, lambda: model._batch_loss(config, module, batch))
 
 
 class TestPretraining:
