@@ -9,7 +9,7 @@ RecBole needs older libraries than this project: the first run makes a virtual e
 package or in the folder of ``--environment``. The two sides take turns, model by model and repetition by repetition,
 each in a process of its own, so that a busy moment of the machine hits both. Every repetition has another split and
 another seed. Both sides have the same rows, number of epochs, sizes of batches, and sizes of codes or embeddings; every
-other option is the default of its own side.
+other option is the default of its own side. Neither side sees features of users and items.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import attr
 import numpy as np
 import pandas as pd
 import torch
@@ -220,6 +221,8 @@ def fit_ours(config: dict[str, Any], train: Dataset, users: np.ndarray) -> Run:
     Run
         What was measured.
     """
+    # RecBole's models of interactions know no features.
+    train = attr.evolve(train, user_features=None, item_features=None)
     model: Any = model_from_config(config).fit(train)
     started = time.perf_counter()
     reco = model.recommend(users, train, k=METRIC.k, filter_viewed=True)

@@ -63,6 +63,21 @@ class FeatureBatch:
     offsets: torch.Tensor
     numeric: torch.Tensor
 
+    def take(self, rows: torch.Tensor) -> FeatureBatch:
+        """Entities by position."""
+        numeric = self.numeric.index_select(0, rows)
+        if not len(self.categories):
+            return FeatureBatch(self.categories, self.weights, torch.zeros_like(rows), numeric)
+        ends = torch.cat([self.offsets[1:], self.offsets.new_tensor([len(self.categories)])])
+        starts = self.offsets.index_select(0, rows)
+        lengths = ends.index_select(0, rows) - starts
+        offsets = lengths.cumsum(0) - lengths
+        place = (starts - offsets).repeat_interleave(lengths)
+        place += torch.arange(len(place), device=place.device)
+        return FeatureBatch(
+            self.categories.index_select(0, place), self.weights.index_select(0, place), offsets, numeric
+        )
+
     def to(self, device: torch.device) -> FeatureBatch:
         """Move to a device."""
         return FeatureBatch(

@@ -58,15 +58,14 @@ class EncodedFeatures:
         categories = sparse.vstack([self.categories, other.categories], format="csr")
         return EncodedFeatures(self.schema, categories, np.concatenate([self.numeric, other.numeric]))
 
-    def batch(self, rows: np.ndarray | None = None) -> FeatureBatch:
-        """Tensors of the given rows (all rows by default)."""
-        part = self if rows is None else self.take(rows)
-        matrix = part.categories
+    def batch(self) -> FeatureBatch:
+        """Tensors of all these entities."""
+        matrix = self.categories
         return FeatureBatch(
             torch.from_numpy(matrix.indices.astype(np.int64)),
             torch.from_numpy(matrix.data),
             torch.from_numpy(matrix.indptr[:-1].astype(np.int64)),
-            torch.from_numpy(part.numeric),
+            torch.from_numpy(self.numeric),
         )
 
 

@@ -88,7 +88,7 @@ class _Batches:
 
     def _users(self, positions: np.ndarray, history: HistoryBatch, is_new: torch.Tensor) -> UserBatch:
         rows = torch.from_numpy(self.users.rows[positions]).masked_fill(is_new, -1)
-        return UserBatch(rows, history, self._features(self._user_features, positions))
+        return UserBatch(rows, history, self._features(self._user_features, torch.from_numpy(positions)))
 
     def _with_items(
         self,
@@ -136,12 +136,12 @@ class _Batches:
         if rows is None and not self.entity_dropout:
             return self._catalogue
         n = len(self.items) if rows is None else len(rows)
-        positions = np.arange(n) if rows is None else rows.numpy()
+        positions = torch.arange(n) if rows is None else rows
         return ItemBatch(rows, self._drop(n).unsqueeze(1), self._features(self._item_features, positions))
 
-    def _features(self, features: EncodedFeatures, positions: np.ndarray) -> FeatureBatch:
-        without = self._drop(len(positions)).numpy()
-        return features.take(np.where(without, len(features) - 1, positions)).batch()
+    def _features(self, features: FeatureBatch, positions: torch.Tensor) -> FeatureBatch:
+        without = self._drop(len(positions))
+        return features.take(positions.masked_fill(without, len(features.numeric) - 1))
 
     def _drop(self, n: int) -> torch.Tensor:
         return torch.rand(n, generator=self.generator) < self.entity_dropout
@@ -250,6 +250,7 @@ class PairBatches(_Batches):
         histories = self.users.histories
         weights = None if histories.weights is None else histories.weights.astype(np.float32)
         self._pairs = self.users.pairs or Pairs(histories.rows(), histories.items, weights)
+        self._context = None if self._pairs.context is None else self._pairs.context.batch()
 
     def _n_examples(self) -> int:
         return len(self._pairs)
@@ -260,7 +261,7 @@ class PairBatches(_Batches):
         nothing = HistoryBatch(torch.zeros(0, dtype=torch.int64), torch.zeros(len(positions), dtype=torch.int64))
         users = self._users(positions, nothing, self._drop(len(positions)))
         weights = None if pairs.weights is None else torch.from_numpy(pairs.weights[examples])
-        context = None if pairs.context is None else pairs.context.batch(examples)
+        context = None if self._context is None else self._context.take(torch.from_numpy(examples))
         rows, targets = torch.from_numpy(rows), torch.from_numpy(pairs.items[examples])
         if self.sampler is None:
             items, targets = self._compact(targets)
@@ -268,5 +269,5 @@ class PairBatches(_Batches):
         return replace(self._with_items(users, positions, rows, targets, weights), context=context)
 
 
-def _with_missing_row(features: EncodedFeatures) -> EncodedFeatures:
-    return features.append(EncodedFeatures.missing(features.schema, 1))
+def _with_missing_row(features: EncodedFeatures) -> FeatureBatch:
+    return features.append(EncodedFeatures.missing(features.schema, 1)).batch()

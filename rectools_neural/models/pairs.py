@@ -247,29 +247,32 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
             return over_logits(table, batch.rows, batch.targets)
         if batch.context is None:
             users = module.user_side(batch.users)
-            owners = users.take(batch.rows)
+            pair_rows = batch.rows
         else:
-            users = owners = module.user_side(batch.users, batch.rows, batch.context)
-        scores = network.pairs(owners, items.take(batch.targets)) + module.offset
+            users = module.user_side(batch.users, batch.rows, batch.context)
+            pair_rows = torch.arange(len(users), device=batch.rows.device)
+        drawn, targets, n_pairs = batch.negatives, batch.targets, len(pair_rows)
+        is_shared = drawn is not None and drawn.is_positive is not None
+        if drawn is not None and not is_shared:
+            # Pairs and negatives at once: many small operations cost more than a few larger ones.
+            pair_rows = torch.cat([pair_rows, pair_rows.repeat_interleave(drawn.items.shape[1])])
+            targets = torch.cat([targets, drawn.items.flatten()])
+        scores = network.pairs(users.take(pair_rows), items.take(targets)) + module.offset
+        scores, negative = scores[:n_pairs], scores[n_pairs:]
         if loss is None:
             assert batch.weights is not None
             if target.name == "rating":
                 return (scores - batch.weights).square().mean()
             labels = (batch.weights > target.threshold).to(scores.dtype)
             return nn.functional.binary_cross_entropy_with_logits(scores, labels)
-        drawn = batch.negatives
         assert drawn is not None
         assert config.negatives is not None
-        if drawn.is_positive is not None:
-            negative = network.table(users, items.take(drawn.items))
-            if loss.name == "squared":
-                negative = negative + module.offset
-                return losses.sampled_squared_loss(scores, negative, drawn.log_inclusion, loss.unobserved_weight)
-        else:
-            n = drawn.items.shape[1]
-            repeated = torch.arange(len(scores), device=scores.device).repeat_interleave(n)
-            negative = network.pairs(owners.take(repeated), items.take(drawn.items.flatten())).view(len(scores), n)
-        return loss_of_scores(loss, config.negatives, scores, negative + module.offset, batch)
+        if not is_shared:
+            return loss_of_scores(loss, config.negatives, scores, negative.view(n_pairs, -1), batch)
+        table = network.table(users, items.take(drawn.items)) + module.offset
+        if loss.name == "squared":
+            return losses.sampled_squared_loss(scores, table, drawn.log_inclusion, loss.unobserved_weight)
+        return loss_of_scores(loss, config.negatives, scores, table, batch)
 
     def _evaluation(self, *args: Any) -> Callable[[], float]:
         if self.require_recommend_context:

@@ -49,7 +49,9 @@ class Side:
         """Rows by position."""
         if isinstance(rows, slice):
             return Side(self.bias[rows], self.direct[rows], self.first[rows], self.fields[rows])
-        return Side(*(getattr(self, name).index_select(0, rows) for name in ("bias", "direct", "first", "fields")))
+        # Half of the parts are empty: there is nothing to look up.
+        parts = (self.bias, self.direct, self.first, self.fields)
+        return Side(*(p.index_select(0, rows) if p.numel() else p.new_zeros(len(rows), *p.shape[1:]) for p in parts))
 
     def to(self, dtype: torch.dtype) -> Side:
         """Convert to another precision."""

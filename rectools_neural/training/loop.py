@@ -157,7 +157,6 @@ class _Training(LightningModule):
         if self._plan.optimizer.l1:
             penalty = torch.stack([p.abs().sum() for p in self.module.parameters() if p.requires_grad]).sum()
             loss = loss + self._plan.optimizer.l1 * penalty
-        self.log("loss", loss.detach(), on_step=False, on_epoch=True, batch_size=1)
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -196,6 +195,7 @@ class _Recorder(Callback):
                 f"The training loss is {loss} in epoch {epoch}: lower `learning_rate`, set `gradient_clipping` in "
                 "`optimizer`, or use a higher `precision`"
             )
+        pl_module.log("loss", loss)  # once: a call of it each step takes longer than a small step itself
         row = {
             "epoch": epoch,
             "loss": loss,

@@ -358,6 +358,19 @@ class TestTrainer:
         outcome = run(module, lambda _: module.w.sum(), Numbered(2), plan(3), callbacks=[Callback()])
         assert len(outcome.history) == outcome.best_epoch == 3
 
+    def test_callbacks_see_the_loss_of_the_epoch(self) -> None:
+        class Watch(Callback):
+            def __init__(self) -> None:
+                self.seen: list[float] = []
+
+            def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+                self.seen.append(float(trainer.callback_metrics["loss"]))
+
+        module, watch = Weights(4.0), Watch()
+        outcome = run(module, lambda _: module.w.square().sum(), Numbered(2), plan(3, 0.25), callbacks=[watch])
+        assert watch.seen == [row["loss"] for row in outcome.history]
+        assert len(set(watch.seen)) == 3
+
     @pytest.mark.parametrize("precision", PRECISIONS)
     def test_precisions(self, precision: str) -> None:
         module = Weights(1.0)
