@@ -52,6 +52,40 @@ def rank(
     return _flatten(*_top(score, n_subjects, min(k, n_candidates), seen, max(1, max_scores // max(n_candidates, 1))))
 
 
+def pick(
+    score: Callable[[slice], torch.Tensor],
+    n_subjects: int,
+    n_candidates: int,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    max_scores: int = MAX_SCORES,
+) -> np.ndarray:
+    """
+    Score some pairs with a scorer of all candidates.
+
+    Parameters
+    ----------
+    score, n_subjects, n_candidates, max_scores
+        As for `rank`.
+    rows, columns : np.ndarray
+        Subject and candidate of each pair, shape ``(n_pairs,)``.
+
+    Returns
+    -------
+    np.ndarray
+        Shape ``(n_pairs,)``, float32.
+    """
+    found = np.zeros(len(rows), np.float32)
+    order = np.argsort(rows, kind="stable")
+    chunk = max(1, max_scores // max(n_candidates, 1))
+    for start in range(0, n_subjects, chunk):
+        span = slice(start, min(start + chunk, n_subjects))
+        places = order[np.searchsorted(rows, span.start, sorter=order) : np.searchsorted(rows, span.stop, sorter=order)]
+        if len(places):
+            found[places] = score(span).cpu().numpy()[rows[places] - start, columns[places]]
+    return found
+
+
 def rank_vectors(
     subjects: torch.Tensor,
     candidates: torch.Tensor,

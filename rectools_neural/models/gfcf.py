@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -13,8 +14,9 @@ from rectools.dataset import Dataset
 from scipy import sparse
 from tqdm.auto import tqdm
 
+from ..data.features import EncodedFeatures
 from ..data.reader import DatasetReader, Items, Reading, Users
-from ..ranking import MAX_SCORES, Ranking, rank
+from ..ranking import MAX_SCORES, Ranking, pick, rank
 from ..training.loop import isolated_random_state
 from .pack import PackModel, PackModelConfig, check_not_empty, is_dense
 
@@ -148,7 +150,7 @@ class GFCFModel(PackModel[GFCFModelConfig]):
         given = {name: value for name, value in dict(self._get_config()).items() if value is not None}
         return GFCFModelConfig(**{**chosen, **given})
 
-    def _rank_users(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+    def _scorer(self, users: Users, items: Items) -> Callable[[slice], torch.Tensor]:
         fitted = self._fitted
         histories = users.histories.to_csr().astype(np.float32)
         to_users, to_items = fitted.interactions.T.tocsr(), fitted.interactions[:, items.rows]
@@ -159,7 +161,15 @@ class GFCFModel(PackModel[GFCFModelConfig]):
             scores = _product(histories[rows] @ to_users, to_items)
             return scores.addmm_(torch.from_numpy(histories[rows] @ left), right)
 
-        return self._rank(score, len(users), len(items), k, seen)
+        return score
+
+    def _rank_users(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+        return self._rank(self._scorer(users, items), len(users), len(items), k, seen)
+
+    def _score_pairs(
+        self, users: Users, items: Items, rows: np.ndarray, columns: np.ndarray, context: EncodedFeatures | None
+    ) -> np.ndarray:
+        return pick(self._scorer(users, items), len(users), len(items), rows, columns)
 
     def _rank_items(self, targets: Items, items: Items, k: int) -> Ranking:
         """By the cosine in the space of the filters, ``R'R + alpha s^2 V V'``."""

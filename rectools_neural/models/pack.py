@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import BeforeValidator, PlainSerializer
+from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.exceptions import NotFittedError
 from rectools.models.base import ModelBase, ModelConfig
@@ -17,6 +19,7 @@ from rectools.utils.misc import get_class_or_function_full_path, import_object
 from scipy import sparse
 from typing_extensions import Self
 
+from ..data.features import EncodedFeatures
 from ..data.reader import AlignedDataset, DatasetReader, Items, Users, match, seen_matrix
 from ..errors import did_you_mean
 from ..ranking import Ranking, rank
@@ -92,6 +95,12 @@ class PackModel(ModelBase[Config], Generic[Config]):
         raise NotImplementedError
 
     def _rank_items(self, targets: Items, items: Items, k: int) -> Ranking:
+        raise NotImplementedError
+
+    def _score_pairs(
+        self, users: Users, items: Items, rows: np.ndarray, columns: np.ndarray, context: EncodedFeatures | None
+    ) -> np.ndarray:
+        """Score the pairs ``(users[rows], items[columns])``, each in its situation where the model goes by it."""
         raise NotImplementedError
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -186,10 +195,55 @@ class PackModel(ModelBase[Config], Generic[Config]):
         _, ranked, scores = self._rank_all(reader.unknown_users(1), items, k, None)
         return np.repeat(target_ids, len(ranked)), np.tile(candidates[ranked], n), np.tile(scores, n)
 
+    def predict_pairs(self, pairs: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
+        """
+        Score given pairs of users and items.
+
+        Parameters
+        ----------
+        pairs : pd.DataFrame
+            Columns `user_id`, `item_id` with external ids, and those of the context for models that go by it.
+        dataset : Dataset
+            Where users and items are known from: their features and histories.
+
+        Returns
+        -------
+        pd.DataFrame
+            The pairs with a further column `score`: a probability for target "label", a rating for target "rating",
+            else what `recommend` gives.
+
+        Raises
+        ------
+        NotFittedError
+            If the model is not fitted.
+        ValueError
+            If a column is missing, a user is not in the dataset, or an item is in neither the dataset nor the training
+            data (for models without features: not in the training data).
+        """
+        if not self.is_fitted:
+            raise NotFittedError(type(self).__name__)
+        absent = [name for name in (Columns.User, Columns.Item) if name not in pairs.columns]
+        if absent:
+            raise ValueError(f"`pairs` lack the columns {absent}: they tell who and what is to be scored")
+        reader = self._fitted.reader
+        context = None if reader.context_encoder is None else reader.context_encoder.encode(pairs, "The `pairs`")
+        aligned = reader.align(dataset)
+        known_items = aligned.item_id_map.external_ids if self.uses_features else reader.item_ids
+        add = "add them to the dataset by a feature or an interaction"
+        user_ids = _find(pairs, Columns.User, aligned.user_id_map.external_ids, add)
+        item_ids = _find(pairs, Columns.Item, known_items, add if self.uses_features else "fit the model on them")
+        unique_users, rows = np.unique(user_ids, return_inverse=True)
+        unique_items, columns = np.unique(item_ids, return_inverse=True)
+        users, items = reader.users(aligned, unique_users), aligned.items.take(unique_items)
+        judged = self._judges(users)[rows]
+        scores = reader.popularity[items.rows[columns]].astype(np.float32)
+        scores[judged] = self._score_pairs(users, items, rows[judged], columns[judged], context)
+        return pairs.assign(**{Columns.Score: scores})
+
     def _rank_all(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
         """Rank for users of all kinds: those of whom the model knows nothing get what is popular."""
-        known = users.histories.lengths > 0
-        if known.all() or self.uses_features or not self.recommends_for_cold:
+        known = self._judges(users)
+        if known.all():
             return self._rank_users(users, items, k, seen)
         popularity = torch.from_numpy(self._fitted.reader.popularity[items.rows].astype(np.float32))
 
@@ -207,6 +261,12 @@ class PackModel(ModelBase[Config], Generic[Config]):
         subjects, ranked, scores = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         order = np.argsort(subjects, kind="stable")
         return subjects[order], ranked[order], scores[order]
+
+    def _judges(self, users: Users) -> np.ndarray:
+        """Tell for which users the model itself speaks, shape ``(n_users,)``; the others get what is popular."""
+        if self.uses_features or not self.recommends_for_cold:
+            return np.ones(len(users), bool)
+        return users.histories.lengths > 0
 
     def _recommend_i2i(
         self, target_ids: np.ndarray, dataset: AlignedDataset, k: int, sorted_item_ids_to_recommend: np.ndarray | None
@@ -240,6 +300,17 @@ class PackModel(ModelBase[Config], Generic[Config]):
         if whitelist is None:
             return np.arange(n_fitted)
         return whitelist if self.uses_features else whitelist[whitelist < n_fitted]
+
+
+def _find(pairs: pd.DataFrame, column: str, known: np.ndarray, remedy: str) -> np.ndarray:
+    found = match(pairs[column].to_numpy(), known)
+    if (found < 0).any():
+        unknown = pd.unique(pairs.loc[found < 0, column])
+        raise ValueError(
+            f"Column `{column}` of `pairs` has {len(unknown)} ids that are not known, such as {list(unknown[:5])}: "
+            f"{remedy}, or leave these pairs out"
+        )
+    return found
 
 
 def is_dense(n_users: int, n_items: int, n_interactions: int) -> bool:

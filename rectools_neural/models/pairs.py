@@ -13,7 +13,6 @@ import torch
 from pydantic import Field, PositiveFloat, model_validator
 from rectools import Columns
 from rectools.dataset import Dataset
-from rectools.exceptions import NotFittedError
 from scipy import sparse
 from torch import nn
 from typing_extensions import Self
@@ -33,6 +32,7 @@ from ..config import (
     Target,
 )
 from ..data.batches import FeatureBatch, ItemBatch, TrainingBatch, UserBatch
+from ..data.features import EncodedFeatures
 from ..data.reader import AlignedDataset, Items, Reading, Users, match
 from ..data.sources import PairBatches, UserBatches
 from ..nn.pairs import PairNetwork, Side
@@ -316,53 +316,9 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
         )
         return rank_vectors(subjects, candidates, k)
 
-    def predict_pairs(self, pairs: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
-        """
-        Score given pairs of users and items.
-
-        Parameters
-        ----------
-        pairs : pd.DataFrame
-            Columns `user_id`, `item_id` with external ids, and those of the context for models that go by it.
-        dataset : Dataset
-            Where users and items are known from: their features and histories.
-
-        Returns
-        -------
-        pd.DataFrame
-            The pairs with a further column `score`: a probability for target "label", a rating for target "rating",
-            else what `recommend` gives.
-
-        Raises
-        ------
-        NotFittedError
-            If the model is not fitted.
-        ValueError
-            If a column is missing, a user is not in the dataset, or an item is in neither the dataset nor the training
-            data.
-        """
-        if not self.is_fitted:
-            raise NotFittedError(type(self).__name__)
-        absent = [name for name in (Columns.User, Columns.Item) if name not in pairs.columns]
-        if absent:
-            raise ValueError(f"`pairs` lack the columns {absent}: they tell who and what is to be scored")
-        reader = self._fitted.reader
-        context = None if reader.context_encoder is None else reader.context_encoder.encode(pairs, "The `pairs`")
-        aligned = reader.align(dataset)
-        user_ids = match(pairs[Columns.User].to_numpy(), aligned.user_id_map.external_ids)
-        item_ids = match(pairs[Columns.Item].to_numpy(), aligned.item_id_map.external_ids)
-        for name, ids in ((Columns.User, user_ids), (Columns.Item, item_ids)):
-            if (ids < 0).any():
-                unknown = pd.unique(pairs.loc[ids < 0, name])
-                raise ValueError(
-                    f"Column `{name}` of `pairs` has {len(unknown)} ids that the dataset does not have, such as "
-                    f"{list(unknown[:5])}: add them to the dataset by a feature or an interaction, or leave these "
-                    "pairs out"
-                )
-        unique_users, rows = np.unique(user_ids, return_inverse=True)
-        unique_items, columns = np.unique(item_ids, return_inverse=True)
-        users, items = reader.users(aligned, unique_users), aligned.items.take(unique_items)
-
+    def _score_pairs(
+        self, users: Users, items: Items, rows: np.ndarray, columns: np.ndarray, context: EncodedFeatures | None
+    ) -> np.ndarray:
         def infer(module: PairModule) -> torch.Tensor:
             item_sides = _sides(module, module.item_side, items)
             user_sides = None if context is not None else self._user_sides(module, users)
@@ -381,7 +337,7 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
                 parts.append((module.network.pairs(owners, others) + module.offset).cpu())
             return torch.cat(parts) if parts else torch.zeros(0)
 
-        return pairs.assign(**{Columns.Score: self._link(self._on_device(infer))})
+        return self._link(self._on_device(infer))
 
     def _user_sides(self, module: PairModule, users: Users) -> Side:
         def encode(batch: UserBatch) -> Side:

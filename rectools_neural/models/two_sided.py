@@ -15,12 +15,14 @@ from torch import nn
 
 from ..config import NegativesConfig
 from ..data.batches import TrainingBatch
+from ..data.features import EncodedFeatures
 from ..data.reader import Items, Users, match
 from ..ranking import Ranking, rank_vectors
 from ..training import losses
 from .base import NeuralConfig, NeuralModelBase
 
 _MAX_TABLE = 4 * 2**30  # bytes that the scores of a batch may take, with their gradient
+_PAIRS_AT_ONCE = 1 << 16
 _CHUNK = 4096  # users or items encoded at once: bounds the memory of sequence encoders
 
 
@@ -70,6 +72,22 @@ class TwoSidedModel(NeuralModelBase[NeuralConfig], Generic[NeuralConfig]):
     ) -> Ranking:
         candidates = _item_vectors(module, items)
         return rank_vectors(_user_vectors(module, users), candidates, k, module.euclidean, seen)
+
+    def _score_pairs(
+        self, users: Users, items: Items, rows: np.ndarray, columns: np.ndarray, context: EncodedFeatures | None
+    ) -> np.ndarray:
+        def infer(module: Any) -> np.ndarray:
+            subjects, candidates, parts = _user_vectors(module, users), _item_vectors(module, items), [torch.zeros(0)]
+            for start in range(0, len(rows), _PAIRS_AT_ONCE):
+                part = slice(start, start + _PAIRS_AT_ONCE)
+                of_users, of_items = (
+                    vectors[torch.from_numpy(places[part]).to(vectors.device)]
+                    for vectors, places in ((subjects, rows), (candidates, columns))
+                )
+                parts.append(_pair_scores(of_users, of_items, module.euclidean).cpu())
+            return torch.cat(parts).numpy()
+
+        return self._on_device(infer)
 
     def _rank_for_items(self, module: Any, targets: Items, items: Items, k: int) -> Ranking:
         subjects, candidates = _item_vectors(module, targets), _item_vectors(module, items)

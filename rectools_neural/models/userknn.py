@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,9 +15,10 @@ from rectools.dataset import Dataset
 from scipy import sparse
 from tqdm.auto import tqdm
 
+from ..data.features import EncodedFeatures
 from ..data.reader import DatasetReader, Items, Reading, Users
 from ..errors import did_you_mean
-from ..ranking import MAX_SCORES, Ranking, rank
+from ..ranking import MAX_SCORES, Ranking, pick, rank
 from .pack import PackModel, PackModelConfig, check_not_empty
 
 SIMILARITIES = ["cosine", "tfidf", "bm25"]
@@ -203,26 +205,46 @@ class UserKNNModel(PackModel[UserKNNModelConfig]):
             "rectools.models.ImplicitItemKNNWrapperModel"
         )
 
-    def _rank_users(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+    def _scorer(self, users: Users, items: Items, progress: tqdm[Any]) -> Callable[[slice], torch.Tensor]:
         fitted = self._fitted
         vectors = self._vectors(users.histories.to_csr(), fitted.idf, fitted.mean_length)
-        n_neighbors = min(self.n_neighbors, len(fitted.reader.user_ids))
-        search = NeighbourSearch(fitted, n_neighbors)
+        search = NeighbourSearch(fitted, self._n_neighbors())
         interactions = fitted.interactions[:, items.rows]
 
+        def score(rows: slice) -> torch.Tensor:
+            neighbours = search(vectors[rows], users.rows[rows]).astype(np.float32)
+            if self.normalise:
+                neighbours = _divide_by_row_sums(neighbours)
+            scores = torch.from_numpy((neighbours @ interactions).toarray())
+            progress.update(len(scores))
+            return scores
+
+        return score
+
+    def _n_neighbors(self) -> int:
+        return min(self.n_neighbors, len(self._fitted.reader.user_ids))
+
+    def _chunk(self, n_items: int) -> int:
+        # The neighbours of a chunk are held as well: where candidates are few, they are what bounds it.
+        return MAX_SCORES // max(n_items, self._n_neighbors())
+
+    def _rank_users(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
         with tqdm(total=len(users), disable=self.verbose == 0) as progress:
+            scorer = self._scorer(users, items, progress)
 
             def score(rows: slice) -> torch.Tensor:
-                neighbours = search(vectors[rows], users.rows[rows]).astype(np.float32)
-                if self.normalise:
-                    neighbours = _divide_by_row_sums(neighbours)
-                scores = torch.from_numpy((neighbours @ interactions).toarray())
-                progress.update(len(scores))
+                scores = scorer(rows)
                 return scores.masked_fill_(scores == 0, -torch.inf)
 
-            # The neighbours of a chunk are held as well: where candidates are few, they are what bounds it.
-            chunk = MAX_SCORES // max(len(items), n_neighbors)
-            return rank(score, len(users), len(items), k, seen, max_scores=chunk * len(items))
+            return rank(score, len(users), len(items), k, seen, max_scores=self._chunk(len(items)) * len(items))
+
+    def _score_pairs(
+        self, users: Users, items: Items, rows: np.ndarray, columns: np.ndarray, context: EncodedFeatures | None
+    ) -> np.ndarray:
+        with tqdm(total=len(users), disable=self.verbose == 0) as progress:
+            score = self._scorer(users, items, progress)
+            max_scores = self._chunk(len(items)) * len(items)
+            return pick(score, len(users), len(items), rows, columns, max_scores)
 
 
 def _divide_by_row_sums(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

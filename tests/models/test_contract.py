@@ -425,6 +425,69 @@ class TestTargets:
         assert by_user[COLD_USER] == by_user["somebody"]
 
 
+class TestPairs:
+    """Each model scores given pairs as it scores them in a ranking."""
+
+    def test_scores_are_those_of_the_ranking(self, model: Model, dataset: Dataset) -> None:
+        users = [*hot_users(dataset), *(["u040", "u041"] if model.recommends_for_cold else [])]
+        reco = recommend(model, dataset, users, k=100, filter_viewed=False)
+        # Mixed up and with repetitions, an index of its own and a further column.
+        asked = reco[Columns.UserItem].sample(frac=1.5, replace=True, random_state=0)
+        asked["number"] = np.arange(len(asked))
+        asked.index = asked.index[::-1] + 7
+        before = asked.copy()
+        scored = model.predict_pairs(asked, dataset)
+        assert_frame_equal(asked, before)
+        assert_frame_equal(scored[[*asked.columns]], asked)
+        expected = asked.merge(reco, on=Columns.UserItem)
+        assert len(expected) == len(asked)
+        np.testing.assert_allclose(scored[Columns.Score], expected[Columns.Score], rtol=1e-5, atol=1e-6)
+
+    def test_one_pair_at_a_time(self, model: Model, dataset: Dataset) -> None:
+        pairs = pd.DataFrame([("u001", 101), ("u003", 101), ("u001", 100)], columns=Columns.UserItem)
+        together = model.predict_pairs(pairs, dataset)[Columns.Score]
+        alone = [model.predict_pairs(pairs.iloc[[row]], dataset)[Columns.Score].iloc[0] for row in range(3)]
+        np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
+        assert model.predict_pairs(pairs.iloc[:0], dataset)[Columns.Score].tolist() == []
+
+    def test_new_users_and_their_histories(self, name: str, plain_model: Model, plain: Any) -> None:
+        dataset = with_rows(plain, [("new", item) for item in (101, 105, 109)]).dataset()
+        reco = recommend(plain_model, dataset, ["new"], k=100, filter_viewed=False)
+        scored = plain_model.predict_pairs(reco[Columns.UserItem], dataset)
+        np.testing.assert_allclose(scored[Columns.Score], reco[Columns.Score], rtol=1e-5, atol=1e-6)
+
+    def test_users_without_a_history(self, model: Model, dataset: Dataset) -> None:
+        """Whoever can't be recommended to for want of a history has a neutral score, not an error."""
+        pairs = pd.DataFrame({Columns.User: ["u040", "u040"], Columns.Item: [100, 101]})
+        assert np.isfinite(model.predict_pairs(pairs, dataset)[Columns.Score]).all()
+
+    def test_items_that_the_model_does_not_know(self, name: str, model: Model, dataset: Dataset) -> None:
+        pairs = pd.DataFrame({Columns.User: ["u001"], Columns.Item: [124]})
+        if CASES[name].scores_any_item:
+            assert np.isfinite(model.predict_pairs(pairs, dataset)[Columns.Score]).all()
+        else:
+            with pytest.raises(ValueError, match=r"`item_id` of `pairs` has 1 ids .*\[124\]"):
+                model.predict_pairs(pairs, dataset)
+
+    @pytest.mark.parametrize(
+        ("pairs", "said"),
+        [
+            ({Columns.Item: [100]}, r"`pairs` lack the columns \['user_id'\]"),
+            ({Columns.User: ["u001"], "item": [100]}, r"`pairs` lack the columns \['item_id'\]"),
+            ({Columns.User: [COLD_USER], Columns.Item: [100]}, r"`user_id` of `pairs` has 1 ids .*nobody"),
+            ({Columns.User: ["u001"], Columns.Item: [COLD_ITEM]}, r"`item_id` of `pairs` has 1 ids .*9999"),
+        ],
+        ids=["user column", "item column", "user", "item"],
+    )
+    def test_bad_pairs(self, model: Model, dataset: Dataset, pairs: dict[str, Any], said: str) -> None:
+        with pytest.raises(ValueError, match=said):
+            model.predict_pairs(pd.DataFrame(pairs), dataset)
+
+    def test_unfitted(self, name: str, dataset: Dataset) -> None:
+        with pytest.raises(NotFittedError, match=name):
+            make_model(name).predict_pairs(pd.DataFrame({Columns.User: ["u001"], Columns.Item: [100]}), dataset)
+
+
 class TestItemsToItems:
     @pytest.fixture(autouse=True)
     def _only_where_served(self, name: str) -> None:
