@@ -55,6 +55,7 @@ class _Batches:
     entity_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        self._rank, self._world_size = 0, 1
         self._catalogue = replace(self.items.batch(), rows=None)
         # One more row without features, for those that lose them.
         self._user_features = _with_missing_row(self.users.features)
@@ -71,14 +72,28 @@ class _Batches:
             in_batch=negatives.name == "in_batch",
         )
 
+    def share(self, rank: int, world_size: int) -> None:
+        """
+        Take a part of each batch from now on: that of one of the processes that train together.
+
+        Parameters
+        ----------
+        rank, world_size : int
+            Which part of how many. The batches of all processes together are `world_size` times as large, and what
+            each draws at random besides the order of the examples is its own.
+        """
+        self._rank, self._world_size = rank, world_size
+
     def __len__(self) -> int:
-        return -(-self._n_examples() // self.batch_size)
+        return -(-self._n_examples() // (self.batch_size * self._world_size))
 
     def __iter__(self) -> Iterator[TrainingBatch]:
+        # The order is the same in all processes, all else is drawn by each for itself.
         order = torch.randperm(self._n_examples(), generator=self.generator).numpy()
+        self._draws = torch.Generator().manual_seed(draw_seed(self.generator) + self._rank)
         # Batches of one size, give or take one: a last batch of a single example would be all noise.
         for examples in np.array_split(order, len(self)):
-            yield self._batch(examples)
+            yield self._batch(np.array_split(examples, self._world_size)[self._rank])
 
     def _n_examples(self) -> int:
         raise NotImplementedError
@@ -103,14 +118,12 @@ class _Batches:
             return TrainingBatch(users, self._items(None), rows, targets, weights=weights)
         is_positive = None
         if self.in_batch or self.shared:
-            negatives = (
-                targets.unique() if self.in_batch else self.sampler.sample_shared(self.n_negatives, self.generator)
-            )
+            negatives = targets.unique() if self.in_batch else self.sampler.sample_shared(self.n_negatives, self._draws)
             is_positive = self._mark(history_batch(self.users.histories.take(positions)), negatives)
             log_inclusion = self.sampler.log_inclusion(len(targets) if self.in_batch else self.n_negatives)[negatives]
         else:
             owners = torch.from_numpy(positions)[rows]
-            negatives = self.sampler.sample(owners, self.n_negatives, self.generator)
+            negatives = self.sampler.sample(owners, self.n_negatives, self._draws)
             log_inclusion = self.sampler.log_expected(owners, negatives)
         items, place = self._compact(torch.cat([targets, negatives.flatten()]))
         targets, negatives = place[: len(targets)], place[len(targets) :].view(negatives.shape)
@@ -144,7 +157,7 @@ class _Batches:
         return features.take(positions.masked_fill(without, len(features.numeric) - 1))
 
     def _drop(self, n: int) -> torch.Tensor:
-        return torch.rand(n, generator=self.generator) < self.entity_dropout
+        return torch.rand(n, generator=self._draws) < self.entity_dropout
 
 
 @dataclass
@@ -177,7 +190,7 @@ class UserBatches(_Batches):
 
     def _batch(self, examples: np.ndarray) -> TrainingBatch:
         history = history_batch(self.users.histories.take(examples))
-        hide = torch.rand(len(history.items), generator=self.generator) < self.hidden
+        hide = torch.rand(len(history.items), generator=self._draws) < self.hidden
         rows, targets = history.rows(), history.items
         predicted: torch.Tensor | slice = slice(None)
         if not self.predict_visible:
@@ -200,8 +213,8 @@ class UserBatches(_Batches):
             return visible
         n_items = len(self.items)
         n_pairs = torch.tensor(float(len(whole.lengths) * n_items), dtype=torch.float64)
-        n_added = int(torch.binomial(n_pairs, torch.tensor(self.noise).double(), generator=self.generator))
-        added = torch.randint(int(n_pairs), (n_added,), generator=self.generator).unique()
+        n_added = int(torch.binomial(n_pairs, torch.tensor(self.noise).double(), generator=self._draws))
+        added = torch.randint(int(n_pairs), (n_added,), generator=self._draws).unique()
         added = added[torch.isin(added, whole.rows() * n_items + whole.items, invert=True)]
         rows, items = torch.cat([visible.rows(), added // n_items]), torch.cat([visible.items, added % n_items])
         order = rows.argsort(stable=True)
@@ -267,6 +280,11 @@ class PairBatches(_Batches):
             items, targets = self._compact(targets)
             return TrainingBatch(users, items, rows, targets, weights=weights, context=context)
         return replace(self._with_items(users, positions, rows, targets, weights), context=context)
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """Draw a seed for another generator."""
+    return int(torch.randint(2**62, (), generator=generator))
 
 
 def _with_missing_row(features: EncodedFeatures) -> FeatureBatch:

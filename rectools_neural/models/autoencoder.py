@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -422,8 +422,8 @@ class DAEModel(AutoencoderModel[DAEModelConfig]):
         As for `MultVAEModel`; `loss` is "squared" by default.
     **params
         Those of every neural model: ``epochs``, ``batch_size``, ``learning_rate``, ``optimizer``, ``validation``,
-        ``seed``, ``device``, ``precision``, ``get_trainer_func``, ``get_trainer_func_kwargs``, ``verbose``; see
-        `NeuralModelConfig`.
+        ``seed``, ``device``, ``devices``, ``strategy``, ``precision``, ``get_trainer_func``,
+        ``get_trainer_func_kwargs``, ``verbose``; see `NeuralModelConfig`.
 
     References
     ----------
@@ -467,8 +467,8 @@ class MultDAEModel(AutoencoderModel[MultDAEModelConfig]):
         As for `MultVAEModel`; the loss is a softmax by default.
     **params
         Those of every neural model: ``epochs``, ``batch_size``, ``learning_rate``, ``optimizer``, ``validation``,
-        ``seed``, ``device``, ``precision``, ``get_trainer_func``, ``get_trainer_func_kwargs``, ``verbose``; see
-        `NeuralModelConfig`.
+        ``seed``, ``device``, ``devices``, ``strategy``, ``precision``, ``get_trainer_func``,
+        ``get_trainer_func_kwargs``, ``verbose``; see `NeuralModelConfig`.
 
     References
     ----------
@@ -542,8 +542,8 @@ class MultVAEModel(AutoencoderModel[MultVAEModelConfig]):
         Steps of the optimiser in which the weight grows from 0; by default all of them. 0 starts with the full weight.
     **params
         Those of every neural model: ``epochs``, ``batch_size``, ``learning_rate``, ``optimizer``, ``validation``,
-        ``seed``, ``device``, ``precision``, ``get_trainer_func``, ``get_trainer_func_kwargs``, ``verbose``; see
-        `NeuralModelConfig`.
+        ``seed``, ``device``, ``devices``, ``strategy``, ``precision``, ``get_trainer_func``,
+        ``get_trainer_func_kwargs``, ``verbose``; see `NeuralModelConfig`.
 
     References
     ----------
@@ -610,8 +610,8 @@ class RecVAEModel(AutoencoderModel[RecVAEModelConfig]):
         As for `MultVAEModel`.
     **params
         Those of every neural model: ``epochs``, ``batch_size``, ``learning_rate``, ``optimizer``, ``validation``,
-        ``seed``, ``device``, ``precision``, ``get_trainer_func``, ``get_trainer_func_kwargs``, ``verbose``; see
-        `NeuralModelConfig`.
+        ``seed``, ``device``, ``devices``, ``strategy``, ``precision``, ``get_trainer_func``,
+        ``get_trainer_func_kwargs``, ``verbose``; see `NeuralModelConfig`.
 
     References
     ----------
@@ -625,6 +625,7 @@ class RecVAEModel(AutoencoderModel[RecVAEModelConfig]):
     """
 
     config_class = RecVAEModelConfig
+    trains_in_turns: ClassVar[bool] = True
 
     def _passes(self, config: RecVAEModelConfig) -> int:
         return config.encoder_passes + config.decoder_passes
@@ -696,6 +697,16 @@ class AlternatingBatches:
     of_decoder: UserBatches
     encoder_passes: int
     decoder_passes: int
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Source of all randomness of both."""
+        return self.of_encoder.generator
+
+    def share(self, rank: int, world_size: int) -> None:
+        """Take a part of each batch; see the sources."""
+        self.of_encoder.share(rank, world_size)
+        self.of_decoder.share(rank, world_size)
 
     def __len__(self) -> int:
         return self.encoder_passes * len(self.of_encoder) + self.decoder_passes * len(self.of_decoder)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -22,7 +27,17 @@ from ..config import Optimizer, OptimizerConfig, Validation, ValidationConfig
 from ..data.batches import FeatureSchema
 from ..data.reader import DatasetReader, Items, Reading, Users, match
 from ..ranking import Ranking
-from ..training.loop import PRECISIONS, Batches, Outcome, Plan, Trainer, isolated_random_state, train
+from ..training.checkpoint import Checkpoints
+from ..training.loop import (
+    PRECISIONS,
+    Batches,
+    DDPStrategy,
+    Outcome,
+    Plan,
+    Trainer,
+    isolated_random_state,
+    train,
+)
 from .pack import PackModel, PackModelConfig, check_not_empty, import_if_str, is_dense
 
 METRICS = {
@@ -62,6 +77,11 @@ class NeuralModelConfig(PackModelConfig):
         Of everything random; the same seed, data and machine give the same model, bit for bit on a CPU.
     device : str
         "auto", "cpu", "cuda", "cuda:1", "mps".
+    devices : int
+        How many of them train together, each in a process of its own; `batch_size` counts for each.
+    strategy : str
+        How the processes are started: "ddp" for scripts, also under torchrun, "ddp_notebook" for notebooks; "auto" is
+        "ddp" where there are several devices.
     precision : {"float32", "bfloat16", "float16", "float64"}
         Of training; the 16-bit ones are mixed precision.
     get_trainer_func : callable or dotted path, optional
@@ -78,6 +98,8 @@ class NeuralModelConfig(PackModelConfig):
     validation: Validation | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: str = "auto"
+    devices: PositiveInt = 1
+    strategy: Literal["auto", "ddp", "ddp_notebook"] = "auto"
     precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     get_trainer_func: TrainerFunction | None = None
     get_trainer_func_kwargs: Annotated[dict[str, Any] | None, AfterValidator(lambda value: value or None)] = None
@@ -153,6 +175,8 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
     """
 
     recommends_for_cold: ClassVar[bool] = True
+    #: Whether some steps of training leave out a part of the weights.
+    trains_in_turns: ClassVar[bool] = False
 
     _fitted: FittedState[NeuralConfig]
     history: pd.DataFrame
@@ -192,7 +216,12 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
 
     # ------------------------------------------------------------------ fit
 
-    def fit(self, dataset: Dataset, dataset_valid: Dataset | None = None) -> Self:  # type: ignore[override]
+    def fit(  # type: ignore[override]
+        self,
+        dataset: Dataset,
+        dataset_valid: Dataset | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+    ) -> Self:
         """
         Fit the model anew.
 
@@ -202,6 +231,9 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
             Interactions, and features of users and items where there are any.
         dataset_valid : Dataset, optional
             Interactions to validate on, instead of a part of `dataset`.
+        checkpoint_dir : path, optional
+            Folder that keeps the state of the training after each epoch, and is removed at the end. Where a fit that
+            was killed has left it, the same fit goes on from the last finished epoch and ends as if nothing happened.
 
         Returns
         -------
@@ -211,9 +243,11 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         Raises
         ------
         ValueError
-            If the data don't fit the model: no interactions, NaN in features, nothing left by the validation split.
+            If the data don't fit the model: no interactions, NaN in features, nothing left by the validation split;
+            or if the checkpoint belongs to another fit.
         """
-        self._train(dataset, dataset_valid, self._get_config(), earlier=None)
+        checkpoints = None if checkpoint_dir is None else Checkpoints(Path(checkpoint_dir))
+        self._train(dataset, dataset_valid, self._get_config(), earlier=None, checkpoints=checkpoints)
         self.is_fitted = True
         return self
 
@@ -254,6 +288,7 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         config: NeuralConfig,
         earlier: FittedState[NeuralConfig] | None,
         epochs: int | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         check_not_empty(dataset, "dataset")
         self._check_device()
@@ -264,14 +299,17 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
             held_out = dataset_valid.get_raw_interactions()
         elif validation is not None:
             train_set, held_out = hold_out(dataset, validation, self.seed)
-        fitted, outcome = self._train_once(train_set, held_out, validation, config, earlier, epochs)
+        once = functools.partial(self._train_once, earlier=earlier, epochs=epochs, checkpoints=checkpoints)
+        fitted, outcome = once(train_set, held_out, validation, config)
         if validation is not None and validation.refit and train_set is not dataset:
             best = outcome.best_epoch
-            fitted, refit = self._train_once(dataset, None, None, fitted.config, earlier, epochs, stop_after=best)
+            fitted, refit = once(dataset, None, None, fitted.config, stop_after=best)
             outcome.history += [{**row, "refit": True} for row in refit.history]
         # Only now: a fit that fails leaves the model as it was.
         self._fitted = fitted
         self.history = pd.DataFrame(outcome.history)
+        if checkpoints is not None:
+            checkpoints.remove()
 
     def _train_once(
         self,
@@ -282,6 +320,7 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         earlier: FittedState[NeuralConfig] | None,
         epochs: int | None,
         stop_after: int | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> tuple[FittedState[NeuralConfig], Outcome]:
         reader = DatasetReader.fit(dataset, earlier.reader if earlier else None, self._reading(config))
         users = reader.training_users(dataset)
@@ -296,6 +335,7 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         )
         config = self._adapt(config, schema)
         epochs = epochs or config.epochs or 1
+        checkpoint = None if checkpoints is None else checkpoints.next_run(_fingerprint(config, reader, users))
         plan = Plan(epochs, stop_after or epochs, config.learning_rate, config.optimizer, verbose=self.verbose)
         with isolated_random_state(self.seed):
             module = self._build_module(config, schema)
@@ -314,6 +354,7 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
                 plan,
                 self.get_trainer_func or Trainer,
                 self._trainer_kwargs(),
+                checkpoint,
             )
         module.cpu().float().eval()
         self._forget_training_data(module)
@@ -327,7 +368,7 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         items: Items,
         held_out: pd.DataFrame,
         validation: ValidationConfig,
-    ) -> Callable[[], float]:
+    ) -> Callable[[int, int], np.ndarray]:
         row_of_user = pd.Series(np.arange(len(users)), index=reader.user_ids[users.rows])
         truth = pd.DataFrame(
             {
@@ -342,18 +383,18 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
                 "`name` or `size`, or another `dataset_valid`"
             )
         positions = np.unique(truth[Columns.User])
-        judged = users.take(positions)
-        seen = judged.histories.to_csr()
         metric = METRICS[validation.metric](k=validation.k)
 
-        def evaluate() -> float:
+        def evaluate(rank: int, world_size: int) -> np.ndarray:
+            part = positions[rank::world_size]
+            judged = users.take(part)
             module.eval()
             with torch.inference_mode():
-                subjects, ranked, _ = self._rank_for_users(module, judged, items, validation.k, seen)
+                ranking = self._rank_for_users(module, judged, items, validation.k, judged.histories.to_csr())
             module.train()
-            reco = pd.DataFrame({Columns.User: positions[subjects], Columns.Item: ranked})
+            reco = pd.DataFrame({Columns.User: part[ranking[0]], Columns.Item: ranking[1]})
             reco[Columns.Rank] = reco.groupby(Columns.User, sort=False).cumcount() + 1
-            return float(metric.calc(reco, truth))
+            return metric.calc_per_user(reco, truth[truth[Columns.User].isin(part)]).to_numpy()
 
         return evaluate
 
@@ -363,13 +404,24 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"`device` `{self.device}` can't be used here: {error}") from error
 
+    def _strategy(self) -> Any:
+        if self.devices == 1 and self.strategy == "auto":
+            return "auto"
+        # All processes compute the same buffers.
+        return DDPStrategy(
+            start_method="fork" if self.strategy == "ddp_notebook" else "popen",
+            broadcast_buffers=False,
+            find_unused_parameters=self.trains_in_turns,
+        )
+
     def _trainer_kwargs(self) -> dict[str, Any]:
         device = torch.device("cpu" if self.device == "auto" else self.device)
         accelerator = {"cuda": "gpu"}.get(device.type, device.type) if self.device != "auto" else "auto"
-        devices: Any = [device.index] if device.index is not None else 1
+        devices: Any = [device.index] if device.index is not None else self.devices
         return {
             "accelerator": accelerator,
             "devices": devices,
+            "strategy": self._strategy(),
             "precision": PRECISIONS[self.precision],
             **(self.get_trainer_func_kwargs or {}),
         }
@@ -460,6 +512,24 @@ def hold_out(dataset: Dataset, validation: ValidationConfig, seed: int) -> tuple
         )
     part = dataset.filter_interactions(np.flatnonzero(~held))
     return part, dataset.get_raw_interactions().iloc[np.flatnonzero(held)]
+
+
+def _fingerprint(config: NeuralModelConfig, reader: DatasetReader, users: Users) -> str:
+    """Tell apart the training runs of other options, versions and data."""
+    histories, features = users.histories, (users.features, reader.item_features)
+    arrays = [users.rows, histories.items, histories.lengths, reader.popularity]
+    arrays += [pd.util.hash_array(np.asarray(ids, dtype=object)) for ids in (reader.user_ids, reader.item_ids)]
+    arrays += [side.numeric for side in features]
+    arrays += [part for side in features for part in (side.categories.indices, side.categories.data)]
+    if users.pairs is not None:
+        arrays += [users.pairs.users, users.pairs.items]
+    arrays += [of.weights for of in (histories, users.pairs) if of is not None and of.weights is not None]
+    # How it is watched may be changed on the way.
+    options = config.model_dump_json(exclude={"verbose", "get_trainer_func", "get_trainer_func_kwargs"})
+    digest = hashlib.sha256(repr((version("rectools-neural"), torch.__version__, options)).encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _load_grown(module: nn.Module, earlier: dict[str, torch.Tensor]) -> None:

@@ -243,8 +243,8 @@ class DLRMModel(PairModel[DLRMModelConfig]):
     **params
         Those of every neural model: ``epochs``, ``batch_size``, which counts users for losses over a catalogue or over
         shared candidates and with `history_encoder`, and interactions for the others, ``learning_rate``, ``optimizer``,
-        ``validation``, ``seed``, ``device``, ``precision``, ``get_trainer_func``, ``get_trainer_func_kwargs``,
-        ``verbose``; see `NeuralModelConfig`.
+        ``validation``, ``seed``, ``device``, ``devices``, ``strategy``, ``precision``, ``get_trainer_func``,
+        ``get_trainer_func_kwargs``, ``verbose``; see `NeuralModelConfig`.
 
     References
     ----------

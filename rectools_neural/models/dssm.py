@@ -203,8 +203,8 @@ class DSSMModel(TwoSidedModel[DSSMModelConfig]):
         sparse data.
     **params
         Those of every neural model: ``epochs``, ``batch_size``, ``learning_rate``, ``optimizer``, ``validation``,
-        ``seed``, ``device``, ``precision``, ``get_trainer_func``, ``get_trainer_func_kwargs``, ``verbose``; see
-        `NeuralModelConfig`.
+        ``seed``, ``device``, ``devices``, ``strategy``, ``precision``, ``get_trainer_func``,
+        ``get_trainer_func_kwargs``, ``verbose``; see `NeuralModelConfig`.
 
     References
     ----------

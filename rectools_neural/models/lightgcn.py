@@ -211,8 +211,8 @@ class LightGCNModel(TwoSidedModel[LightGCNModelConfig]):
         "simgcl" or "xsimgcl" for a further loss between noisy views of the graph.
     **params
         Those of every neural model: ``epochs``, ``batch_size``, which counts interactions here, ``learning_rate``,
-        ``optimizer``, ``validation``, ``seed``, ``device``, ``precision``, ``get_trainer_func``,
-        ``get_trainer_func_kwargs``, ``verbose``; see `NeuralModelConfig`.
+        ``optimizer``, ``validation``, ``seed``, ``device``, ``devices``, ``strategy``, ``precision``,
+        ``get_trainer_func``, ``get_trainer_func_kwargs``, ``verbose``; see `NeuralModelConfig`.
 
     Notes
     -----

@@ -18,6 +18,7 @@ from ..nn.bags import take_rows
 from ..nn.features import FeatureEmbedding, IdEmbedding
 from ..nn.pairs import PairNetwork, ProductCross, Side
 from ..nn.towers import make_tower
+from ..training.checkpoint import Checkpoints
 from ..training.loop import Outcome
 from .base import DataSchema, FittedState
 from .pairs import PairModel, PairModelConfig, PairModule
@@ -164,8 +165,8 @@ class NCFModel(PairModel[NCFModelConfig]):
     **params
         Those of every neural model: ``epochs``, ``batch_size``, which counts users for losses over a catalogue or over
         shared candidates and interactions for the others, ``learning_rate``, ``optimizer``, ``validation``, ``seed``,
-        ``device``, ``precision``, ``get_trainer_func``, ``get_trainer_func_kwargs``, ``verbose``; see
-        `NeuralModelConfig`.
+        ``device``, ``devices``, ``strategy``, ``precision``, ``get_trainer_func``, ``get_trainer_func_kwargs``,
+        ``verbose``; see `NeuralModelConfig`.
 
     References
     ----------
@@ -196,11 +197,12 @@ class NCFModel(PairModel[NCFModelConfig]):
         config: NCFModelConfig,
         earlier: FittedState[NCFModelConfig] | None,
         epochs: int | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._parts: list[Any] = []
         self._stops: dict[str, int] = {}
         try:
-            super()._train(dataset, dataset_valid, config, earlier, epochs)
+            super()._train(dataset, dataset_valid, config, earlier, epochs, checkpoints)
         finally:
             del self._parts, self._stops
 
@@ -213,6 +215,7 @@ class NCFModel(PairModel[NCFModelConfig]):
         earlier: FittedState[NCFModelConfig] | None,
         epochs: int | None,
         stop_after: int | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> tuple[FittedState[NCFModelConfig], Outcome]:
         self._parts = []
         if config.pretraining is not None and earlier is None:
@@ -223,10 +226,12 @@ class NCFModel(PairModel[NCFModelConfig]):
                 # On the same interactions, since their users and items are those of the NeuMF; in a refit as long as
                 # was best before.
                 once = NCFModel._from_config(part)._train_once
-                fitted, outcome = once(dataset, held_out, validation, part, None, None, self._stops.get(name))
+                fitted, outcome = once(
+                    dataset, held_out, validation, part, None, None, self._stops.get(name), checkpoints
+                )
                 self._stops[name] = outcome.best_epoch
                 self._parts.append(fitted.module)
-        return super()._train_once(dataset, held_out, validation, config, earlier, epochs, stop_after)
+        return super()._train_once(dataset, held_out, validation, config, earlier, epochs, stop_after, checkpoints)
 
     def _read_training_data(self, module: NCFModule, users: Users) -> None:
         super()._read_training_data(module, users)

@@ -274,7 +274,7 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
             return losses.sampled_squared_loss(scores, table, drawn.log_inclusion, loss.unobserved_weight)
         return loss_of_scores(loss, config.negatives, scores, table, batch)
 
-    def _evaluation(self, *args: Any) -> Callable[[], float]:
+    def _evaluation(self, *args: Any) -> Callable[[int, int], np.ndarray]:
         if self.require_recommend_context:
             raise ValueError(
                 "Validation ranks all items for a user, which needs a context that interactions held out don't tell: "

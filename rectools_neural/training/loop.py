@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import logging
 import signal
 import threading
@@ -13,16 +14,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from ..config import OptimizerConfig, ScheduleConfig
+from ..data.sources import draw_seed
+from .checkpoint import Checkpoint
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from pytorch_lightning import Callback, LightningModule
     from pytorch_lightning import Trainer as Trainer
+    from pytorch_lightning.strategies import DDPStrategy as DDPStrategy
+    from pytorch_lightning.utilities import rank_zero_only
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed", "float64": "64-true"}
 
@@ -30,9 +36,16 @@ PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mix
 class Batches(Protocol):
     """Source of the batches of an epoch, new ones each time it is iterated over."""
 
+    @property
+    def generator(self) -> torch.Generator:
+        """Source of their randomness."""
+
     def __iter__(self) -> Iterator[Any]: ...
 
     def __len__(self) -> int: ...
+
+    def share(self, rank: int, world_size: int) -> None:
+        """Take part `rank` of `world_size` of each batch from now on; the batches grow by as much."""
 
 
 @dataclass
@@ -51,7 +64,8 @@ class Plan:
     optimizer : OptimizerConfig
         The optimiser and its schedule.
     evaluate : callable, optional
-        Gives the validation metric of the current weights; the larger the better.
+        Gives the validation metric of the current weights for each user of part `rank` of `world_size` of the users,
+        shape ``(n_users,)``; the larger the better.
     metric : str
         Its name.
     every, min_epochs, patience : int
@@ -64,7 +78,7 @@ class Plan:
     stop_after: int
     learning_rate: float
     optimizer: OptimizerConfig
-    evaluate: Callable[[], float] | None = None
+    evaluate: Callable[[int, int], np.ndarray] | None = None
     metric: str = ""
     every: int = 1
     min_epochs: int = 1
@@ -96,6 +110,7 @@ def train(
     plan: Plan,
     make_trainer: Callable[..., Trainer],
     trainer_kwargs: dict[str, Any],
+    checkpoint: Checkpoint | None = None,
 ) -> Outcome:
     """
     Train a module in place; with validation it ends with its best weights.
@@ -114,14 +129,20 @@ def train(
         Makes a Trainer from keyword arguments: the Trainer class itself or the user's own function.
     trainer_kwargs : dict
         Further arguments for it.
+    checkpoint : Checkpoint, optional
+        Where the state is kept after each epoch, and what to go on from where there is one.
 
     Returns
     -------
     Outcome
         The history and the best epoch.
     """
-    recorder = _Recorder(module, plan)
-    with _quiet(), _progress(plan) as bar:
+    recorder = _Recorder(module, plan, batches, checkpoint)
+    resumed = checkpoint.read() if checkpoint is not None and checkpoint.exists else None
+    if resumed is not None and "outcome" in resumed:  # it was finished
+        module.load_state_dict(resumed["weights"])
+        return Outcome(**resumed["outcome"])
+    with _quiet(), _own_random_state(), _progress(plan) as bar:
         recorder.bar = bar
         callbacks = trainer_kwargs.get("callbacks") or []
         trainer = make_trainer(
@@ -137,20 +158,46 @@ def train(
             }
         )
         with _interruptible():
-            trainer.fit(_Training(module, batch_loss, plan, len(batches)), train_dataloaders=batches)
-    recorder.restore_best()
+            path = None if checkpoint is None or resumed is None else str(checkpoint.path)
+            training = _Training(module, batch_loss, plan, batches, recorder)
+            trainer.fit(training, train_dataloaders=batches, ckpt_path=path)
+    if checkpoint is not None:
+        final = {
+            "fingerprint": checkpoint.fingerprint,
+            "weights": module.state_dict(),
+            "outcome": dataclasses.asdict(recorder.outcome),
+        }
+        if trainer.is_global_zero:
+            checkpoint.write(lambda path: torch.save(final, path))
+        trainer.strategy.barrier()
     return recorder.outcome
 
 
 class _Training(LightningModule):
     def __init__(
-        self, module: nn.Module, batch_loss: Callable[[Any], torch.Tensor], plan: Plan, steps_per_epoch: int
+        self,
+        module: nn.Module,
+        batch_loss: Callable[[Any], torch.Tensor],
+        plan: Plan,
+        batches: Batches,
+        recorder: _Recorder,
     ) -> None:
         super().__init__()
         self.module = module
         self._batch_loss = batch_loss
         self._plan = plan
-        self._total_steps = plan.epochs * steps_per_epoch
+        self._batches = batches
+        self._recorder = recorder
+
+    # What the processes that some strategies start give back are the weights and this.
+    def get_extra_state(self) -> dict[str, Any]:
+        return dataclasses.asdict(self._recorder.outcome)
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._recorder.outcome = Outcome(**state)
+
+    def setup(self, stage: str) -> None:
+        self._batches.share(self.trainer.global_rank, self.trainer.world_size)
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = self._batch_loss(batch)
@@ -161,24 +208,31 @@ class _Training(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self.module, self._plan.optimizer, self._plan.learning_rate)
-        schedule = make_schedule(optimizer, self._plan.optimizer.schedule, self._total_steps)
+        schedule = make_schedule(optimizer, self._plan.optimizer.schedule, self._plan.epochs * len(self._batches))
         return {"optimizer": optimizer} | ({"lr_scheduler": schedule} if schedule else {})
 
 
 class _Recorder(Callback):
-    """Keeps the history, prints it when asked, validates, stops early and keeps the best weights in memory."""
+    """Keeps the history, prints it when asked, validates, stops early, keeps the best weights and the checkpoint."""
 
-    def __init__(self, module: nn.Module, plan: Plan) -> None:
+    def __init__(self, module: nn.Module, plan: Plan, batches: Batches, checkpoint: Checkpoint | None) -> None:
         self.outcome = Outcome()
         self.bar: tqdm[Any] | None = None
         self._module = module
         self._plan = plan
+        self._batches = batches
+        self._checkpoint = checkpoint
         self._best = float("-inf")
         self._best_state: dict[str, Any] | None = None
         self._losses: list[torch.Tensor] = []
         self._started, self._learning_rate = 0.0, plan.learning_rate
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not at the end of an epoch: schedules that count epochs have not made their step there.
+        if self._checkpoint is not None and trainer.current_epoch > 0:
+            self._checkpoint.write(trainer.save_checkpoint, trainer.is_global_zero)
+        # Of what the module draws. All randomness of an epoch follows from the state of this generator at its start.
+        torch.manual_seed(draw_seed(self._batches.generator) + trainer.global_rank)
         self._losses, self._started = [], time.perf_counter()
         self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
@@ -189,7 +243,7 @@ class _Recorder(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        loss = torch.stack(self._losses).mean().item()
+        loss = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean").item()
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise FloatingPointError(
                 f"The training loss is {loss} in epoch {epoch}: lower `learning_rate`, set `gradient_clipping` in "
@@ -203,7 +257,7 @@ class _Recorder(Callback):
             "seconds": time.perf_counter() - self._started,
         }
         if self._plan.evaluate is not None and (epoch % self._plan.every == 0 or epoch == self._plan.stop_after):
-            row[self._plan.metric] = self._plan.evaluate()
+            row[self._plan.metric] = self._validate(trainer, pl_module)
             pl_module.log(self._plan.metric, row[self._plan.metric])
             self._judge(row[self._plan.metric], epoch, trainer)
         elif self._plan.evaluate is None:
@@ -211,7 +265,45 @@ class _Recorder(Callback):
         self.outcome.history.append(row)
         self._report(row)
 
-    def restore_best(self) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._checkpoint is None:  # one that a callback of the user keeps
+            return
+        checkpoint["fingerprint"] = self._checkpoint.fingerprint
+        for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+            progress["ready"] = progress["completed"]  # the epoch that begins here has to begin anew
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best": (self._best, self._best_state),
+            "buffers": self._training_buffers(),
+            "generator": self._batches.generator.get_state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best, self._best_state = state_dict["best"]
+        for name, buffer in self._training_buffers().items():
+            buffer.copy_(state_dict["buffers"][name])
+        if self.bar is not None:
+            self.bar.update(len(self.outcome.history))
+        self._batches.generator.set_state(state_dict["generator"])
+
+    def _training_buffers(self) -> dict[str, torch.Tensor]:
+        """Collect what the weights lack since no fitted model needs it, but for indices, which follow from the data."""
+        fitted = self._module.state_dict()
+        buffers = self._module.named_buffers()
+        return {name: buffer for name, buffer in buffers if name not in fitted and buffer.is_floating_point()}
+
+    def _validate(self, trainer: Trainer, pl_module: LightningModule) -> float:
+        """Mean over the users, each process having judged its part of them."""
+        assert self._plan.evaluate is not None
+        values = self._plan.evaluate(trainer.global_rank, trainer.world_size)
+        if trainer.world_size == 1:
+            return float(values.mean())
+        total = torch.tensor([values.sum(), len(values)], dtype=torch.float32, device=pl_module.device)
+        total = trainer.strategy.reduce(total, reduce_op="sum")
+        return float(total[0] / total[1])
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._best_state is not None:
             self._module.load_state_dict(self._best_state)
 
@@ -273,10 +365,13 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, tota
 @contextlib.contextmanager
 def isolated_random_state(seed: int) -> Iterator[None]:
     """Seed torch inside the block and give the caller's random state back after it."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
+    with _own_random_state():
         torch.manual_seed(seed)
         yield
+
+
+def _own_random_state() -> contextlib.AbstractContextManager[None]:
+    return torch.random.fork_rng(list(range(torch.cuda.device_count())))
 
 
 @contextlib.contextmanager
@@ -314,7 +409,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress(plan: Plan) -> Iterator[tqdm[Any] | None]:
-    if not plan.verbose:
+    if not plan.verbose or getattr(rank_zero_only, "rank", False):
         yield None
         return
     with tqdm(total=plan.stop_after, desc="training", unit="epoch") as bar:

@@ -51,6 +51,10 @@ class Numbered:
     def __init__(self, n: int) -> None:
         self.n = n
         self.made = 0
+        self.generator = torch.Generator()
+
+    def share(self, rank: int, world_size: int) -> None:
+        assert (rank, world_size) == (0, 1)
 
     def __len__(self) -> int:
         return self.n
@@ -235,9 +239,9 @@ class TestEarlyStopping:
         module = Weights(0.0)
         script, judged = iter(values), []
 
-        def evaluate() -> float:
+        def evaluate(rank: int, world_size: int) -> np.ndarray:
             judged.append(module.w.item())
-            return next(script)
+            return np.array([next(script)])
 
         def loss(_: torch.Tensor) -> torch.Tensor:
             module.steps += 1
@@ -416,7 +420,7 @@ class TestSideEffects:
         run(module, lambda _: module.w.sum(), Numbered(1), plan())
         monkeypatch.setattr(logging.getLogger("pytorch_lightning"), "level", 17)
         before = global_state()
-        chosen = plan(2, evaluate=lambda: 0.5, metric="m", verbose=verbose)
+        chosen = plan(2, evaluate=lambda *_: np.array([0.25, 0.75]), metric="m", verbose=verbose)
         if fails:
             with pytest.raises(FloatingPointError):
                 run(module, lambda _: module.w.sum() * math.nan, Numbered(2), chosen)
@@ -439,7 +443,7 @@ class TestSideEffects:
     def test_a_line_an_epoch(self, capfd: pytest.CaptureFixture[str]) -> None:
         module = Weights(0.0)
         values = iter([0.25, 0.5])
-        chosen = plan(4, 0.5, evaluate=lambda: next(values), metric="ndcg@10", every=2, verbose=1)
+        chosen = plan(4, 0.5, evaluate=lambda *_: np.array([next(values)]), metric="ndcg@10", every=2, verbose=1)
         run(module, lambda _: module.w.sum(), Numbered(1), chosen)
         lines = [line for line in capfd.readouterr().out.splitlines() if line.strip()]
         assert len(lines) == 4
@@ -457,6 +461,8 @@ class TestSideEffects:
             "from rectools_neural.training.loop import Plan, Trainer, train\n"
             "module = torch.nn.Linear(1, 1)\n"
             "class Batches:\n"
+            "    generator = torch.Generator()\n"
+            "    share = lambda self, rank, world_size: None\n"
             "    __len__ = lambda self: 2\n"
             "    __iter__ = lambda self: iter(torch.ones(2, 1))\n"
             "train(module, lambda x: module(x).sum(), Batches(), Plan(2, 2, 0.1, OptimizerConfig()), Trainer, {})\n"
