@@ -164,7 +164,14 @@ CASES = {
     ),
     "NCFModel": Case(
         fast={"epochs": 3, "n_factors": 8, "hidden": (8,)},
-        good={"epochs": 60, "n_factors": 8, "hidden": (8,), "batch_size": 20, "learning_rate": 0.02},
+        good={
+            "epochs": 60,
+            "n_factors": 8,
+            "hidden": (8,),
+            "batch_size": 20,
+            "learning_rate": 0.02,
+            "optimizer": {"name": "adamw", "l2": 3.0},
+        },
         rich={
             "epochs": 2,
             "n_factors": 6,

@@ -53,7 +53,7 @@ QUICK: dict[str, Any] = {
     "batch_size": 10,
     "learning_rate": 0.02,
     "loss": "squared",
-    "optimizer": {"name": "adamw", "l2": 0.1},
+    "optimizer": {"name": "adamw", "l2": 1.0},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "dot": {},
