@@ -62,7 +62,9 @@ class Tables:
         found = {name for table in tables if table is not None for name in table.columns}
         infos = {**SCHEMA, **{name: (kind, None) for name, kind in types.items()}}
         schema = FeatureSchema([FeatureInfo(name, *info) for name, info in infos.items() if name in found])
-        return ReplayDataset(schema, *(None if table is None else convert(table) for table in tables))
+        converted = [None if table is None else convert(table) for table in tables]
+        # The check takes seconds in Spark, and the tables are the same.
+        return ReplayDataset(schema, *converted, check_consistency=isinstance(converted[0], pd.DataFrame))
 
     def shuffled(self) -> Tables:
         return Tables(*(table.sample(frac=1, random_state=1) for table in vars(self).values()))
@@ -682,6 +684,31 @@ class TestConversions:
         expected = frames.user_features.rename(columns={"id": "user_id"})
         assert_rows(converted.query_features, expected, ["user_id"])
         assert converted.feature_schema["age"].feature_type is FeatureType.NUMERICAL
+
+    def test_a_name_on_both_sides(self, make_frames: Callable[..., Any]) -> None:
+        """RePlay's schema has one entry for it, which serves both tables."""
+        frames = make_frames()
+        named = replace(frames, user_features=frames.user_features.replace("group", "genre"))
+        original = Dataset.construct(
+            named.interactions, named.user_features, ["genre", "hobby"], False, named.item_features, ["genre"]
+        )
+        back = to_rectools(to_replay(original))
+        for side in ("user_features", "item_features"):
+            assert set(getattr(back, side).names) == set(getattr(original, side).names)
+
+    def test_types_of_further_columns(self, make_frames: Callable[..., Any]) -> None:
+        frame = make_frames(features=None).interactions
+        n = len(frame)
+        frame = frame.assign(device="phone", hour=3, tags=[["a", "b"]] * n, place=[[0.5, 1]] * (n - 1) + [None])
+        converted = to_replay(Dataset.construct(frame, keep_extra_cols=True))
+        types = {name: converted.feature_schema[name].feature_type for name in ("device", "hour", "tags", "place")}
+        assert types == {
+            "device": FeatureType.CATEGORICAL,
+            "hour": FeatureType.NUMERICAL,
+            "tags": FeatureType.CATEGORICAL_LIST,
+            "place": FeatureType.NUMERICAL_LIST,
+        }
+        assert_frame_equal(to_rectools(converted).get_raw_interactions(), frame)
 
     def test_counts_of_categories(self, tables: Tables) -> None:
         """A category that is listed twice counts twice, there and back."""
