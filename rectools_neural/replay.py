@@ -119,7 +119,7 @@ class ReplayRecommender:
             Ids, or a frame of any kind with their column; all queries with interactions by default. Those that the
             model can't serve get nothing, as in RePlay.
         items : frame or iterable, optional
-            Items to choose from, likewise; those that the model was fitted on by default.
+            Items to choose from, likewise; those that the model was fitted on by default. Unknown ones are left out.
         filter_seen_items : bool, default True
             Whether to leave out what a query has interactions with.
         recs_file_path : path, optional
@@ -201,7 +201,8 @@ class ReplayRecommender:
         for column, known in ((query, converted.user_id_map.external_ids), (item, known_items)):
             ids = _check_ids(pairs[column].to_numpy(), column, known, "pairs")
             _refuse_unknown(ids, column, known, "pairs")
-        renamed = pairs.rename(columns={query: Columns.User, item: Columns.Item})
+        further = pairs.drop(columns=[query, item])
+        renamed = further.assign(**{Columns.User: pairs[query], Columns.Item: pairs[item]})
         scored = self.model.predict_pairs(renamed, converted)[[Columns.User, Columns.Item, Columns.Score]]
         if k is not None:
             order = np.lexsort((-scored[Columns.Score], pd.factorize(scored[Columns.User])[0]))
@@ -262,6 +263,7 @@ class ReplayRecommender:
         path : path
             Where to. A file that is there already is replaced.
         """
+        _check_file(path, "path")
         content = pickle.dumps({"model": self.model.dumps(), "ids": self._ids})
         with _replacing(path) as temporary:
             temporary.write_bytes(content)
@@ -334,6 +336,8 @@ class ReplayRecommender:
             if not self.model.recommends_for_cold:
                 _refuse_unknown(users, schema.query_id_column, user_ids, "queries")
         whitelist = None if items is None else _read_ids(items, schema.item_id_column, item_ids, "items")
+        if whitelist is not None and not isinstance(self.model, PackModel) and (match(whitelist, item_ids) < 0).all():
+            raise ValueError(f"None of the `items` is in column `{schema.item_id_column}` of the dataset")
         if fit:
             self._fit(converted)
         recommended = self.model.recommend(
@@ -690,14 +694,17 @@ def _check_session(frame: Frame | None, name: str) -> None:
 def _check_answer(k: int, path: str | os.PathLike[str] | None) -> None:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"`k` must be a whole number of at least 1, got {k!r}")
-    if path is None:
-        return
+    if path is not None:
+        _check_file(path, "recs_file_path")
+
+
+def _check_file(path: str | os.PathLike[str], parameter: str) -> None:
     if "://" in str(path):
-        raise ValueError(f"`recs_file_path` must be a local file, got `{path}`: write the returned frame there instead")
+        raise ValueError(f"`{parameter}` must be a local file, got `{path}`")
     if Path(path).is_dir():
-        raise ValueError(f"`recs_file_path` `{path}` is a folder: name a file")
+        raise ValueError(f"`{parameter}` `{path}` is a folder: name a file")
     if not Path(path).parent.is_dir():
-        raise ValueError(f"The folder of `recs_file_path` `{path}` doesn't exist: create it first")
+        raise ValueError(f"The folder of `{parameter}` `{path}` doesn't exist: create it first")
 
 
 def _to_pandas(frame: Frame) -> pd.DataFrame:

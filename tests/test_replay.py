@@ -294,10 +294,11 @@ class TestPairs:
         self, kind: str, dataset: ReplayDataset, recommender: ReplayRecommender, as_kind: Callable[..., Any]
     ) -> None:
         reco = to_pandas(recommender.predict(dataset, 4))
-        pairs = reco[[QUERY, ITEM]].sample(frac=1, random_state=0)
+        # Further columns are no matter, even under names that RecTools uses.
+        pairs = reco[[QUERY, ITEM]].sample(frac=1, random_state=0).assign(user_id=1, score=2)
         scored = recommender.predict_pairs(as_kind(pairs, kind), dataset)
         assert type(scored) is type(dataset.interactions)
-        expected = pairs.merge(reco, on=[QUERY, ITEM])
+        expected = pairs[[QUERY, ITEM]].merge(reco, on=[QUERY, ITEM])
         assert_frame_equal(to_pandas(scored), expected, rtol=1e-4, atol=1e-5)
 
     def test_best_of_each_query(self, dataset: ReplayDataset, recommender: ReplayRecommender, tmp_path: Path) -> None:
@@ -399,6 +400,12 @@ class TestModels:
         assert_frame_equal(loaded.predict(of_pandas, 5), recommender.predict(of_pandas, 5))
         assert repr(loaded) == repr(recommender)
 
+    def test_save_nowhere(self, recommender: ReplayRecommender, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"`path` .* is a folder"):
+            recommender.save(tmp_path)
+        with pytest.raises(ValueError, match=r"folder of `path` .* doesn't exist"):
+            recommender.save(tmp_path / "nowhere" / "model.pkl")
+
     def test_load_something_else(self, tmp_path: Path) -> None:
         EASEModel().save(tmp_path / "ease.pkl")
         with pytest.raises(ValueError, match=r"ease.pkl` was not written by `ReplayRecommender.save`"):
@@ -459,6 +466,11 @@ class TestBadInput:
         with pytest.raises(error, match=message):
             recommender.fit_predict(of_pandas, 3, **{parameter: value})
         assert not recommender.model.is_fitted
+
+    def test_unknown_items(self, of_pandas: ReplayDataset, recommender: ReplayRecommender) -> None:
+        assert recommender.predict(of_pandas, 3, items=[999]).empty
+        with pytest.raises(ValueError, match=f"None of the `items` is in column `{ITEM}`"):
+            ReplayRecommender(EASEModel()).fit_predict(of_pandas, 3, items=[999])
 
     def test_replay_itself_refuses(self, tables: Tables) -> None:
         schema = FeatureSchema([FeatureInfo(QUERY, FeatureType.CATEGORICAL, FeatureHint.QUERY_ID)])
