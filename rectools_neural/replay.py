@@ -780,8 +780,8 @@ def _like(table: pd.DataFrame, dataset: ReplayDataset, spark_type: str) -> Frame
     """Make a frame of the dataset's kind, with its types of ids; in Spark the last column is of the given type."""
     frame, ids = dataset.interactions, list(table.columns[:-1])
     if dataset.is_spark:
-        types = [*frame.select(ids).dtypes, (table.columns[-1], spark_type)]
-        schema = ", ".join(f"`{name.replace('`', '``')}` {kind}" for name, kind in types)
+        types = {**dict(frame.dtypes), table.columns[-1]: spark_type}
+        schema = ", ".join(f"`{name}` {types[name]}" for name in table.columns)
         return frame.sparkSession.createDataFrame(table, schema)
     if dataset.is_polars:
         import polars as pl  # comes with RePlay

@@ -158,7 +158,10 @@ def spark() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         builder = sql.SparkSession.builder.master("local[2]").appName("rectools_neural tests")
+        # The data are small: what Spark and Java spend on compiling code would not pay.
         options = {
+            "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+            "spark.sql.codegen.wholeStage": "false",
             "spark.ui.enabled": "false",
             "spark.sql.shuffle.partitions": "2",
             "spark.driver.memory": "2g",

@@ -31,6 +31,8 @@ from rectools_neural.replay import ReplayRecommender, to_rectools, to_replay
 
 QUERY, ITEM, RATING = "customer", "sku", "stars"
 KINDS = ["pandas", "polars", "spark"]
+# Kinds of a dataset and of a frame that comes with it.
+MIXED = [("pandas", "pandas"), ("polars", "polars"), ("spark", "spark"), ("pandas", "polars"), ("spark", "pandas")]
 
 SCHEMA = {
     QUERY: (FeatureType.CATEGORICAL, FeatureHint.QUERY_ID),
@@ -289,7 +291,7 @@ class TestRecommendations:
 
 
 class TestPairs:
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(("dataset", "kind"), MIXED, indirect=["dataset"])
     def test_scores_are_those_of_the_ranking(
         self, kind: str, dataset: ReplayDataset, recommender: ReplayRecommender, as_kind: Callable[..., Any]
     ) -> None:
@@ -340,7 +342,7 @@ class TestPairs:
 
 
 class TestVectors:
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(("dataset", "kind"), MIXED, indirect=["dataset"])
     def test_products_are_the_scores(
         self, kind: str, dataset: ReplayDataset, recommender: ReplayRecommender, as_kind: Callable[..., Any]
     ) -> None:
@@ -790,7 +792,8 @@ def test_stopped_session(spark: Any) -> None:
 from pyspark.sql import SparkSession
 from replay.data import Dataset, FeatureHint, FeatureInfo, FeatureSchema, FeatureType
 from rectools_neural.replay import to_rectools
-spark = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+options = {"spark.ui.enabled": "false", "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1"}
+spark = SparkSession.builder.master("local[1]").config(map=options).getOrCreate()
 frame = spark.createDataFrame([(1, 2)], ["user", "item"])
 hints = FeatureHint.QUERY_ID, FeatureHint.ITEM_ID
 schema = FeatureSchema([FeatureInfo(c, FeatureType.CATEGORICAL, h) for c, h in zip(frame.columns, hints)])
