@@ -404,6 +404,13 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"`device` `{self.device}` can't be used here: {error}") from error
 
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the first, or the only one, of the processes that trained: the one to write files."""
+        return not (
+            torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()
+        )
+
     def _strategy(self) -> Any:
         if self.devices == 1 and self.strategy == "auto":
             return "auto"

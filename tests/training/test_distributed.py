@@ -37,7 +37,8 @@ for name, options in pickle.loads((folder / "models").read_bytes()):
     weights = model._fitted.module.state_dict()
     rank = torch.distributed.get_rank()
     torch.save((weights, model.history.to_dict("list")), folder / f"{name}.{rank}")
-    if rank == 0:
+    assert model.is_main_process == (rank == 0)
+    if model.is_main_process:
         model.save(folder / f"{name}.model")
 """
 MODELS: dict[str, dict[str, Any]] = {
