@@ -227,8 +227,9 @@ def _asked_users(spark: SparkSession, users: Any, interactions: DataFrame, reade
     dtype = interactions.schema[Columns.User].dataType
     if not isinstance(users, (DataFrame, pd.DataFrame)):
         kind, ids = infer_dtype(reader.user_ids), np.array(list(users), dtype=object)
-        if len(ids) and infer_dtype(ids) != kind:
-            raise TypeError(f"`users` holds {infer_dtype(ids)} ids, but the model was fitted on {kind} ones")
+        found = infer_dtype(ids, skipna=False)
+        if len(ids) and found != kind:
+            raise TypeError(f"`users` holds {found} ids, but the model was fitted on {kind} ones")
         schema = T.StructType([T.StructField(Columns.User, dtype)])
         # NumPy's integers are none to Spark.
         users = spark.createDataFrame([(getattr(user, "item", lambda user=user: user)(),) for user in ids], schema)

@@ -157,6 +157,7 @@ def spark() -> Iterator[Any]:
         pytest.skip("Spark needs Java, and there is none")
     options = {
         "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
         "spark.driver.memory": "2g",
         "spark.sql.shuffle.partitions": "2",
         "spark.sql.session.timeZone": "UTC",
