@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -30,9 +29,9 @@ from rectools_neural.registry import MODELS
 
 pytest.importorskip("pyspark", reason="Spark is not installed: pip install rectools-neural[spark]")
 
-import psutil
 from pyspark.sql import functions as F
 
+from benchmarks.spark import busy_worker
 from rectools_neural.spark import recommend
 
 USERS_A_BATCH = 7  # so that a partition has several
@@ -227,7 +226,7 @@ class TestJob:
         found: list[pd.DataFrame] = []
         job = threading.Thread(target=lambda: found.append(collected(reco)))
         job.start()
-        os.kill(busy_worker(spark), signal.SIGKILL)
+        busy_worker(spark).kill()
         n_failed = 0
         while job.is_alive():
             n_failed = max(n_failed, failed_tasks(spark))
@@ -255,21 +254,6 @@ class TestJob:
         after = dict(tasks.mapPartitions(threads(None)).collect())
         assert set(after) & set(before)
         assert {after[pid] for pid in set(after) & set(before)} == {3}
-
-
-def busy_worker(spark: Any) -> int:
-    """Process id of a worker in the midst of its work."""
-    java = psutil.Process(spark.sparkContext._gateway.proc.pid)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        daemons = [process for process in java.children() if "pyspark.daemon" in process.cmdline()]
-        workers = [worker for daemon in daemons for worker in daemon.children()]
-        started = {worker: sum(worker.cpu_times()[:2]) for worker in workers}
-        time.sleep(0.5)
-        for worker, seconds in started.items():
-            if worker.is_running() and sum(worker.cpu_times()[:2]) > seconds + 0.1:
-                return int(worker.pid)
-    raise AssertionError("no worker of Spark was busy")
 
 
 def failed_tasks(spark: Any) -> int:
