@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import resource
-import signal
 import sys
 import tempfile
 import threading
@@ -214,10 +213,9 @@ def _with_killed_worker(spark: SparkSession, job: Callable[[], None]) -> int:
 
     thread = threading.Thread(target=guarded)
     thread.start()
-    worker = busy_worker(spark)
-    worker.send_signal(signal.SIGSTOP)  # it is in the midst of its task until it dies
     _wait_until(lambda: _stage_counts(spark)[0] >= N_TASKS // 2 or not thread.is_alive())
-    worker.send_signal(signal.SIGKILL)
+    if thread.is_alive():
+        busy_worker(spark).kill()
     n_failed = 0
     while thread.is_alive():
         n_failed = max(n_failed, _stage_counts(spark)[1])
@@ -247,14 +245,21 @@ def busy_worker(spark: SparkSession) -> psutil.Process:
     found: list[psutil.Process] = []
 
     def look() -> bool:
-        daemons = [process for process in java.children() if "pyspark.daemon" in process.cmdline()]
-        before = {worker: _cpu_seconds(worker) for daemon in daemons for worker in daemon.children()}
+        before = {worker: _cpu_seconds(worker) for worker in _python_workers(java)}
         time.sleep(0.3)
         found.extend(worker for worker, seconds in before.items() if _cpu_seconds(worker) > seconds + 0.05)
         return bool(found)
 
     _wait_until(look)
     return found[0]
+
+
+def _python_workers(java: psutil.Process) -> list[psutil.Process]:
+    try:
+        daemons = [process for process in java.children() if "pyspark.daemon" in process.cmdline()]
+        return [worker for daemon in daemons for worker in daemon.children()]
+    except psutil.NoSuchProcess:  # Java has children that come and go
+        return []
 
 
 def _cpu_seconds(process: psutil.Process) -> float:

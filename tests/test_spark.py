@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from models.contract import make_model, with_other_id_types
@@ -32,7 +32,14 @@ pytest.importorskip("pyspark", reason="Spark is not installed: pip install recto
 from pyspark.sql import functions as F
 
 from benchmarks.spark import busy_worker
-from rectools_neural.spark import recommend
+from rectools_neural.spark import (
+    _for_workers,
+    _Job,
+    _recommend_batch,
+    _recommend_batches,
+    _rows_by_user,
+    recommend,
+)
 
 USERS_A_BATCH = 7  # so that a partition has several
 WARM, COLD = "u040", "nobody"
@@ -211,7 +218,7 @@ class TestJob:
         assert reco.columns == RECO
         assert reco.count() == 0
 
-    def test_killed_worker(self, spark: Any, model: Any, frames: Any, dataset: Dataset, user_features: Any) -> None:
+    def test_killed_worker(self, spark: Any, model: Any, frames: Any) -> None:
         """Spark runs the task of a worker that died again: nothing is lost, and nothing is there twice."""
         spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", 1)
         copies = pd.DataFrame({"copy": range(10)})
@@ -235,25 +242,24 @@ class TestJob:
         expected = model.recommend(sorted(many[Columns.User].unique()), dataset, 5, filter_viewed=True)
         assert_frame_equal(found[0], ordered(expected), rtol=1e-6, atol=1e-7)
 
-    def test_threads_of_the_workers(self, spark: Any, model: Any, interactions: Any, user_features: Any) -> None:
-        """A worker serves other jobs afterwards, with its threads as they were."""
+    def test_threads_of_a_worker(self, spark: Any, make_frames: Callable[..., Any]) -> None:
+        """As many as the task has cores; afterwards as they were, for the jobs that the worker serves next."""
+        frames = make_frames(features=None)
+        model = make_model("DSSMModel").fit(frames.dataset())
+        table = _rows_by_user(spark.createDataFrame(frames.interactions), None, None, model._fitted.reader)
+        shipped = spark.sparkContext.broadcast(_for_workers(model))
 
-        def threads(n: int | None) -> Callable[[Any], Iterator[tuple[int, int]]]:
-            def in_worker(_: Any) -> Iterator[tuple[int, int]]:
-                if n is not None:
-                    torch.set_num_threads(n)
-                time.sleep(0.3)  # so that no worker gets both tasks
-                yield os.getpid(), torch.get_num_threads()
+        def probe(batches: Any) -> Iterator[pa.RecordBatch]:
+            def count(when: str) -> pa.RecordBatch:
+                return pa.RecordBatch.from_pydict({"when": [when], "threads": [torch.get_num_threads()]})
 
-            return in_worker
+            torch.set_num_threads(3)
+            for _ in _recommend_batches(batches, shipped, _Job(5, True, None)):
+                yield count("during")
+            yield count("after")
 
-        tasks = spark.sparkContext.parallelize(range(2), 2)
-        before = dict(tasks.mapPartitions(threads(3)).collect())
-        assert set(before.values()) == {3}
-        collected(recommend(model, spark, interactions, None, 5, user_features=user_features))
-        after = dict(tasks.mapPartitions(threads(None)).collect())
-        assert set(after) & set(before)
-        assert {after[pid] for pid in set(after) & set(before)} == {3}
+        counts = table.mapInArrow(probe, "when string, threads long").distinct().collect()
+        assert {tuple(row) for row in counts} == {("during", 1), ("after", 3)}
 
 
 def failed_tasks(spark: Any) -> int:
@@ -366,19 +372,31 @@ class TestRefused:
         features = spark.createDataFrame(frames.user_features)
         with pytest.raises(ValueError, match=r"missing columns \['age'\], unknown \['years'\]"):
             recommend(model, spark, table, None, 5, user_features=features.withColumnRenamed("age", "years"))
-        for wrong in (features.where("id != 'u007'"), features.union(features.where("id == 'u007'"))):
-            with pytest.raises(Exception, match="'u007' has none or several"):
-                recommend(model, spark, table, None, 5, user_features=wrong).collect()
 
-    def test_rows(self, spark: Any, model: Any, interactions: Any, user_features: Any) -> None:
+    def test_unknown_features(self, spark: Any, model: Any, interactions: Any, user_features: Any) -> None:
+        """Only the rows tell: the job fails, and says why."""
         unknown = user_features.withColumn("feature", F.lit("height"))
-        with pytest.raises(Exception, match=r"features that the fit lacked: \['height'\]"):
-            recommend(model, spark, interactions, None, 5, user_features=unknown).collect()
-        for column in Columns.UserItem:
-            gap = F.when(F.col(Columns.Item) != 101, F.col(column))
-            reco = recommend(model, spark, interactions.withColumn(column, gap), None, 5, user_features=user_features)
-            with pytest.raises(Exception, match=f"Column `{column}` has missing ids"):
-                reco.collect()
+        reco = recommend(model, spark, interactions, ["u007"], 5, user_features=unknown)
+        with pytest.raises(Exception, match=r"`feature` of `user_features` .* that the fit lacked: \['height'\]"):
+            reco.collect()
+
+    @pytest.mark.parametrize("column", Columns.UserItem)
+    def test_missing_ids(self, column: str, model: Any) -> None:
+        whole = {Columns.User: ["u003", "u004"], Columns.Item: [[101], [102, 103]]}
+        gap: dict[str, Any] = {Columns.User: ["u003", None], Columns.Item: [[101], [102, None]]}
+        with pytest.raises(ValueError, match=f"Column `{column}` has missing ids"):
+            _recommend_batch(pa.RecordBatch.from_pydict({**whole, column: gap[column]}), model, _Job(5, True, None))
+
+    @pytest.mark.parametrize("numbers", [None, [[30.0, 1.0], [31.0, 1.0]]])
+    def test_dense_features_of_each_user(self, numbers: Any, make_frames: Callable[..., Any]) -> None:
+        model = make_model("DSSMModel").fit(make_frames(features="dense").dataset())
+        columns = {
+            Columns.User: ["u003", "u007"],
+            Columns.Item: [[101], [102, 103]],
+            "numbers": [[[30.0, 1.0]], numbers],
+        }
+        with pytest.raises(ValueError, match="'u007' has none or several"):
+            _recommend_batch(pa.RecordBatch.from_pydict(columns), model, _Job(5, True, None))
 
     def test_users_that_the_model_does_not_serve(
         self, spark: Any, frames: Any, dataset: Dataset, interactions: Any
@@ -400,21 +418,14 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
-def test_the_package_does_not_import_pyspark() -> None:
-    code = """
-        import sys
-        import rectools_neural
-        for name in rectools_neural.__all__:
-            getattr(rectools_neural, name)
-        print("pyspark" in sys.modules)
-    """
-    assert run_python(code).strip() == "False"
-
-
 def test_without_pyspark() -> None:
+    """Nothing but this module needs it."""
     code = """
         import sys
         sys.modules["pyspark"] = None
+        import rectools_neural
+        for name in rectools_neural.__all__:
+            getattr(rectools_neural, name)
         try:
             import rectools_neural.spark
         except ImportError as error:
