@@ -1,17 +1,11 @@
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pandas as pd
 import pytest
 from rectools import Columns
 
 pytest.importorskip("pyspark", reason="Spark is not installed: pip install rectools-neural[spark]")
 
-from benchmarks.provenance import REPOSITORY
 from benchmarks.spark import compare
 
 RECO = pd.DataFrame(
@@ -38,16 +32,3 @@ def test_compare_counts_ties() -> None:
 def test_compare_refuses(reco: pd.DataFrame, problem: str) -> None:
     with pytest.raises(RuntimeError, match=problem):
         compare("Spark", reco, RECO)
-
-
-def test_command_line(tmp_path: Path) -> None:
-    """In a process of its own: it starts and stops Spark."""
-    output = tmp_path / "spark.json"
-    command = [sys.executable, "-m", "benchmarks.spark", "--models", "MultVAE", "--scale", "0.05"]
-    done = subprocess.run([*command, "--output", str(output)], cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (part,) = json.loads(output.read_text())["parts"].values()
-    measured = {m["name"].removeprefix("MultVAE, "): m["values"] for m in part}
-    assert measured["Spark: rows"] == measured["Spark, a worker killed: rows"] == [100_000]
-    assert measured["Spark, a worker killed: failed tasks"][0] >= 1
-    assert all(100 < megabytes < 4_000 for megabytes in measured["Spark: peak memory of each Python worker"])
