@@ -205,7 +205,7 @@ def _check_interactions(interactions: Any, reader: DatasetReader) -> None:
     if Columns.Weight in interactions.columns:
         _check_type(interactions, Columns.Weight, (T.NumericType,), "interactions", "weights are numbers")
     if Columns.Datetime in interactions.columns:
-        allowed = (T.DatetimeType, T.IntegralType)
+        allowed = (T.TimestampType, T.TimestampNTZType, T.DateType, T.IntegralType)
         _check_type(interactions, Columns.Datetime, allowed, "interactions", "cast it to timestamp")
 
 
@@ -232,7 +232,8 @@ def _asked_users(spark: SparkSession, users: Any, interactions: DataFrame, reade
             raise TypeError(f"`users` holds {found} ids, but the model was fitted on {kind} ones")
         schema = T.StructType([T.StructField(Columns.User, dtype)])
         # NumPy's integers are none to Spark.
-        users = spark.createDataFrame([(getattr(user, "item", lambda user=user: user)(),) for user in ids], schema)
+        plain = [user.item() if isinstance(user, np.generic) else user for user in ids]
+        users = spark.createDataFrame([(user,) for user in plain], schema)
     _check_columns(users, [Columns.User], "users")
     _check_ids(users, Columns.User, reader.user_ids, "users")
     return users.select(F.col(Columns.User).cast(dtype)).distinct()
