@@ -16,9 +16,9 @@ import os
 import resource
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -203,43 +203,41 @@ def _peak_memory_of_workers(spark: SparkSession) -> list[float]:
 
 def _with_killed_worker(spark: SparkSession, job: Callable[[], None]) -> int:
     """Run a job and kill a worker when half of its tasks are done; return how many tasks have failed."""
-    errors: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            job()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=guarded)
-    thread.start()
-    _wait_until(lambda: _stage_counts(spark)[0] >= N_TASKS // 2 or not thread.is_alive())
-    if thread.is_alive():
-        busy_worker(spark).kill()
     n_failed = 0
-    while thread.is_alive():
-        n_failed = max(n_failed, _stage_counts(spark)[1])
-        time.sleep(0.01)
-    if errors:
-        raise errors[0]
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(job)
+        _wait_until(lambda: _stage_counts(spark)[0] >= N_TASKS // 2 or running.done())
+        if not running.done():
+            busy_worker(spark, running.done).kill()
+        while not running.done():
+            n_failed = max(n_failed, _stage_counts(spark)[1])
+            time.sleep(0.01)
+        running.result()
     if not n_failed:
-        raise RuntimeError("No task failed: the worker that was killed had none")
+        raise RuntimeError("No task failed: no worker was killed at work")
     return n_failed
 
 
-def busy_worker(spark: SparkSession) -> psutil.Process:
+def busy_worker(spark: SparkSession, is_over: Callable[[], bool]) -> psutil.Process:
     """
     Wait for a Python worker in the midst of its work.
 
     Parameters
     ----------
     spark : SparkSession
-        Session on this machine with a job under way.
+        Session on this machine.
+    is_over : callable
+        Tells whether the job that runs in it is over.
 
     Returns
     -------
     psutil.Process
         The worker.
+
+    Raises
+    ------
+    RuntimeError
+        If the job is over before one was found.
     """
     java = psutil.Process(spark.sparkContext._gateway.proc.pid)
     found: list[psutil.Process] = []
@@ -248,9 +246,11 @@ def busy_worker(spark: SparkSession) -> psutil.Process:
         before = {worker: _cpu_seconds(worker) for worker in _python_workers(java)}
         time.sleep(0.3)
         found.extend(worker for worker, seconds in before.items() if _cpu_seconds(worker) > seconds + 0.05)
-        return bool(found)
+        return bool(found) or is_over()
 
     _wait_until(look)
+    if not found:
+        raise RuntimeError("The job was over before a Python worker was found at work")
     return found[0]
 
 

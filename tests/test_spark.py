@@ -233,7 +233,7 @@ class TestJob:
         found: list[pd.DataFrame] = []
         job = threading.Thread(target=lambda: found.append(collected(reco)))
         job.start()
-        busy_worker(spark).kill()
+        busy_worker(spark, lambda: not job.is_alive()).kill()
         n_failed = 0
         while job.is_alive():
             n_failed = max(n_failed, failed_tasks(spark))
