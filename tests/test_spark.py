@@ -373,12 +373,12 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"missing columns \['age'\], unknown \['years'\]"):
             recommend(model, spark, table, None, 5, user_features=features.withColumnRenamed("age", "years"))
 
-    def test_unknown_features(self, spark: Any, model: Any, interactions: Any, user_features: Any) -> None:
-        """Only the rows tell: the job fails, and says why."""
-        unknown = user_features.withColumn("feature", F.lit("height"))
-        reco = recommend(model, spark, interactions, ["u007"], 5, user_features=unknown)
-        with pytest.raises(Exception, match=r"`feature` of `user_features` .* that the fit lacked: \['height'\]"):
-            reco.collect()
+    def test_unknown_features(self, model: Any) -> None:
+        """Only the rows tell: in a worker, which makes the job fail."""
+        columns = {Columns.User: ["u003"], Columns.Item: [[101]], "feature": [["height"]], "value": [["180"]]}
+        batch = pa.RecordBatch.from_pydict({**columns, "feature_weight": [[1.0]]})
+        with pytest.raises(ValueError, match=r"`feature` of `user_features` .* that the fit lacked: \['height'\]"):
+            _recommend_batch(batch, model, _Job(5, True, None))
 
     @pytest.mark.parametrize("column", Columns.UserItem)
     def test_missing_ids(self, column: str, model: Any) -> None:
