@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil  # type: ignore[import-untyped]
+import pyarrow as pa  # type: ignore[import-untyped]
 import pyspark
 import torch
 from pyspark.sql import SparkSession
@@ -194,11 +195,14 @@ def _session() -> Iterator[SparkSession]:
 
 
 def _peak_memory_of_workers(spark: SparkSession) -> list[float]:
-    def peak(_: Iterator[int]) -> Iterator[tuple[int, float]]:
-        time.sleep(1)  # so that each worker gets one of the tasks
-        yield os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    def peak(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        time.sleep(sum(len(batch) for batch in batches))  # a second, so that each worker gets one of the tasks
+        megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        yield pa.RecordBatch.from_pydict({"pid": [os.getpid()], "megabytes": [megabytes]})
 
-    return sorted(dict(spark.sparkContext.parallelize(range(2), 2).mapPartitions(peak).collect()).values())
+    # The same kind of job as the inference: Spark keeps workers of other kinds apart.
+    rows = spark.range(0, 2, 1, 2).mapInArrow(peak, "pid long, megabytes double").collect()
+    return sorted(dict(map(tuple, rows)).values())
 
 
 def _with_killed_worker(spark: SparkSession, job: Callable[[], None]) -> int:
