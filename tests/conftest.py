@@ -151,26 +151,26 @@ def make_histories() -> Callable[[Sequence[Sequence[int]], int], Histories]:
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
-    """Spark session on two threads; tests that ask for it are skipped where pyspark or Java is not installed."""
-    sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed")
+    """Spark on this machine: two tasks at a time, each tried four times."""
+    sql = pytest.importorskip("pyspark.sql", reason="Spark is not installed: pip install rectools-neural[spark]")
     if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
-        pytest.skip("Java is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYSPARK_PYTHON", sys.executable)
-        builder = sql.SparkSession.builder.master("local[2]").appName("rectools_neural tests")
+        pytest.skip("Spark needs Java, and there is none")
+    options = {
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.driver.memory": "2g",
+        "spark.sql.shuffle.partitions": "2",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": "127.0.0.1",
         # The data are small: what Spark and Java spend on compiling code would not pay.
-        options = {
-            "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
-            "spark.sql.codegen.wholeStage": "false",
-            "spark.ui.enabled": "false",
-            "spark.sql.shuffle.partitions": "2",
-            "spark.driver.memory": "2g",
-            "spark.driver.bindAddress": "127.0.0.1",
-            "spark.driver.host": "127.0.0.1",
-        }
-        for key, value in options.items():
-            builder = builder.config(key, value)
-        session = builder.getOrCreate()
-        session.sparkContext.setLogLevel("ERROR")
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+        "spark.sql.codegen.wholeStage": "false",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"):
+            patch.setenv(name, sys.executable)
+        session = sql.SparkSession.builder.master("local[2,4]").config(map=options).getOrCreate()
+        session.sparkContext.setLogLevel("OFF")
         yield session
         session.stop()
