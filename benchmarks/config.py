@@ -6,9 +6,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.model_selection import LastNSplitter, RandomSplitter, Splitter, TimeRangeSplitter
+
+from benchmarks.replay_splitter import ReplaySplitter
 
 # Metrics that compare lists with held-out interactions, measured at every k; one of them is the main metric.
 ACCURACY = ("ndcg", "map", "recall", "hit_rate", "mrr")
@@ -18,6 +30,36 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True)
 
 
+class MinCountFilterConfig(_Strict):
+    """RePlay's ``MinCountFilter``: keeps users, or items, with so many rows."""
+
+    name: Literal["min_count"]
+    num_entries: PositiveInt
+    groupby_column: Literal["user_id", "item_id"] = "user_id"
+
+    def build(self) -> Any:
+        """Make the filter."""
+        from replay.preprocessing.filters import MinCountFilter
+
+        return MinCountFilter(self.num_entries, groupby_column=self.groupby_column)
+
+
+class LowRatingFilterConfig(_Strict):
+    """RePlay's ``LowRatingFilter``: drops interactions whose weight is below a value."""
+
+    name: Literal["low_rating"]
+    value: float
+
+    def build(self) -> Any:
+        """Make the filter."""
+        from replay.preprocessing.filters import LowRatingFilter
+
+        return LowRatingFilter(self.value, rating_column=Columns.Weight)
+
+
+FilterConfig = Annotated[MinCountFilterConfig | LowRatingFilterConfig, Field(discriminator="name")]
+
+
 class DataConfig(_Strict):
     """Which dataset to load and which of its rows to keep."""
 
@@ -25,6 +67,13 @@ class DataConfig(_Strict):
     binary: bool = Field(False, description="Give every kept interaction the weight 1.")
     min_rating: float | None = Field(None, description="Drop interactions with a smaller weight.")
     k_core: PositiveInt | None = Field(None, description="Keep users and items with at least so many rows.")
+    filters: list[FilterConfig] = Field([], description="RePlay's filters, applied after those above, in order.")
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_filters(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keep the description of data without filters what it was before there were any: tuned files have it."""
+        described: dict[str, Any] = dump(self)
+        return {name: value for name, value in described.items() if name != "filters" or value}
 
 
 class _Split(_Strict):
@@ -70,7 +119,80 @@ class LastNSplit(_Split):
         return LastNSplitter(**self._arguments())
 
 
-SplitConfig = Annotated[RandomSplit | TimeSplit | LastNSplit, Field(discriminator="name")]
+class _ReplaySplit(_Strict):
+    """A splitter of RePlay, whose parameters have the names that RePlay gives them; it cuts once."""
+
+    n_splits: Literal[1] = 1
+    drop_cold_items: bool = True
+
+    def _arguments(self) -> dict[str, Any]:
+        columns = {"query_column": Columns.User, "item_column": Columns.Item}
+        return {**self.model_dump(exclude={"name", "n_splits"}), **columns}
+
+
+class _ReplayTimedSplit(_ReplaySplit):
+    drop_cold_users: bool = True
+
+    def _arguments(self) -> dict[str, Any]:
+        return {**super()._arguments(), "timestamp_column": Columns.Datetime}
+
+
+class ReplayTimeSplit(_ReplayTimedSplit):
+    """RePlay's ``TimeSplitter``: the last share of the timeline; all seeds share the fold."""
+
+    name: Literal["replay_time"]
+    time_threshold: float = Field(gt=0, lt=1, description="Share of the rows to hold out.")
+
+    def build(self, seed: int) -> Splitter:
+        """Make the splitter; time leaves nothing to chance."""
+        from replay.splitters import TimeSplitter
+
+        return ReplaySplitter(TimeSplitter(**self._arguments()))
+
+
+class ReplayLastNSplit(_ReplayTimedSplit):
+    """RePlay's ``LastNSplitter``: the last rows of each user; all seeds share the fold."""
+
+    name: Literal["replay_last_n"]
+    N: PositiveInt
+
+    def build(self, seed: int) -> Splitter:
+        """Make the splitter; time leaves nothing to chance."""
+        from replay.splitters import LastNSplitter
+
+        return ReplaySplitter(LastNSplitter(divide_column=Columns.User, **self._arguments()))
+
+
+class ReplayRatioSplit(_ReplayTimedSplit):
+    """RePlay's ``RatioSplitter``: the last share of the rows of each user; all seeds share the fold."""
+
+    name: Literal["replay_ratio"]
+    test_size: float = Field(gt=0, lt=1)
+
+    def build(self, seed: int) -> Splitter:
+        """Make the splitter; time leaves nothing to chance."""
+        from replay.splitters import RatioSplitter
+
+        return ReplaySplitter(RatioSplitter(divide_column=Columns.User, **self._arguments()))
+
+
+class ReplayColdUserSplit(_ReplaySplit):
+    """RePlay's ``ColdUserRandomSplitter``: holds out whole users; every seed holds out others."""
+
+    name: Literal["replay_cold_user"]
+    test_size: float = Field(gt=0, lt=1)
+
+    def build(self, seed: int) -> Splitter:
+        """Make the splitter of a seed."""
+        from replay.splitters import ColdUserRandomSplitter
+
+        return ReplaySplitter(ColdUserRandomSplitter(seed=seed, **self._arguments()))
+
+
+SplitConfig = Annotated[
+    RandomSplit | TimeSplit | LastNSplit | ReplayTimeSplit | ReplayLastNSplit | ReplayRatioSplit | ReplayColdUserSplit,
+    Field(discriminator="name"),
+]
 
 
 class NumberSearch(_Strict):
@@ -167,6 +289,7 @@ class LeaderboardConfig(_Strict):
     seeds: list[int] = Field([0], min_length=1)
     k: list[PositiveInt] = Field([10], min_length=1)
     metric: str = Field("ndcg@10", description="Main metric: tuning maximises it, significance compares it.")
+    replay_metrics: bool = Field(False, description="Measure RePlay's metrics beside RecTools' ones.")
     time_limit: float = Field(600.0, gt=0, description="Seconds that one job may take before it counts as failed.")
     trials: int = Field(0, ge=0, description="Tuning trials for each model with a search space.")
     tuned: Path | None = Field(None, description="YAML of tuned parameters, relative to the configuration's folder.")

@@ -70,8 +70,13 @@ def prepare(data: Dataset | DataConfig) -> Dataset:
         rows = rows[rows[Columns.Weight] >= data.min_rating]
     if data.k_core is not None:
         rows = _k_core(rows, data.k_core)
+    for one in data.filters:
+        rows = one.build().transform(rows)
     if rows.empty:
-        raise ValueError(f"data: min_rating {data.min_rating} and k_core {data.k_core} leave no row of {data.name}")
+        filters = f", then the filters {data.filters}," if data.filters else ""
+        raise ValueError(
+            f"data: min_rating {data.min_rating} and k_core {data.k_core}{filters} leave no row of {data.name}"
+        )
     if len(rows) < len(dataset.interactions.df):
         # The frame's index is its row number: RecTools builds it so.
         dataset = dataset.filter_interactions(rows.index.to_numpy(), keep_features_for_removed_entities=False)

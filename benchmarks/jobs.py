@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import rectools_neural
-from benchmarks import data, measure, metrics
+from benchmarks import data, measure, metrics, protocols
 from benchmarks.files import write_atomically
 from benchmarks.measure import Job
 from benchmarks.provenance import versions
 
 # The libraries whose version may change a measurement.
-DECISIVE = ("python", "rectools", "rectools-lightfm", "pm-implicit", "torch", "numpy", "scipy", "pandas")
+DECISIVE = ("python", "rectools", "rectools-lightfm", "pm-implicit", "replay-rec", "torch", "numpy", "scipy", "pandas")
 
 # A process that has sent its outcome may still remove temporary files of its own; it need not be waited for longer.
 CLEANUP_SECONDS = 5
@@ -118,9 +118,10 @@ def job_key(job: Job) -> str:
         "seed": job.fold.seed,
         "ks": job.ks,
         "kept_per_user": job.kept_per_user,
+        "replay_metrics": job.replay_metrics,
         "versions": {name: known.get(name) for name in DECISIVE},
         "model code": _code_hash(measure.model_module(job.config)),
-        "benchmark code": [_code_hash(module.__name__) for module in (data, measure, metrics)],
+        "benchmark code": [_code_hash(module.__name__) for module in (data, measure, metrics, protocols)],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()[:20]
 

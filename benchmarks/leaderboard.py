@@ -25,7 +25,7 @@ from benchmarks.config import LeaderboardConfig, ModelSpec, load_config, select_
 from benchmarks.data import fingerprint, folds, prepare
 from benchmarks.jobs import JobRunner, preload
 from benchmarks.measure import Job, build_model, model_module
-from benchmarks.metrics import describe, make_metrics
+from benchmarks.metrics import REPLAY, describe, make_metrics
 from benchmarks.provenance import REPOSITORY, provenance
 from benchmarks.summary import summarise
 
@@ -119,7 +119,7 @@ class _Run:
             "provenance": self.provenance,
             "config": _describe_config(self.config),
             "data": _describe_data(self.dataset),
-            "metrics": self._describe_metrics(),
+            "metrics": self._describe_metrics(frame),
             "tuned": {name: self.tuned[name] for name in self.config.models if name in self.tuned},
             "rows": frame,
             "comparisons": comparisons,
@@ -183,7 +183,8 @@ class _Run:
         for seed in config.seeds:
             for fold in folds(self.dataset, config.split, seed):
                 for name in config.models:
-                    record = self.runner.run(Job(name, self._job_config(name, seed), fold, config.k, kept))
+                    job = Job(name, self._job_config(name, seed), fold, config.k, kept, config.replay_metrics)
+                    record = self.runner.run(job)
                     records.append(record)
                     where = f"seed {seed}" if config.split.n_splits == 1 else f"seed {seed} fold {fold.index}"
                     self.say(f"[{len(records)}/{total}] {name:<{width}}  {where}  {_outcome(record, config.metric)}")
@@ -195,12 +196,12 @@ class _Run:
         left_out = {"users", "per_user", "provenance"} if known else {"users", "per_user"}
         return {name: value for name, value in record.items() if name not in left_out}
 
-    def _describe_metrics(self) -> dict[str, Any]:
-        metrics = make_metrics(self.config.k, self.dataset)
-        return {
-            "library": f"rectools {self.provenance['versions']['rectools']}",
-            "flags": {label: describe(metric) for label, metric in metrics.items()},
-        }
+    def _describe_metrics(self, frame: pd.DataFrame) -> dict[str, Any]:
+        versions = self.provenance["versions"]
+        flags = {label: describe(metric) for label, metric in make_metrics(self.config.k, self.dataset).items()}
+        for label in frame.columns[frame.columns.str.startswith(REPLAY) & ~frame.columns.str.endswith(" std")]:
+            flags[label] = f"{label.removeprefix(REPLAY)} of replay-rec {versions['replay-rec']}"
+        return {"library": f"rectools {versions['rectools']}", "flags": flags}
 
 
 def _outcome(record: dict[str, Any], metric: str) -> str:

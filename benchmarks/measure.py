@@ -44,6 +44,8 @@ class Job:
         List lengths, ascending.
     kept_per_user : list of str
         Labels of the metrics whose values per user are kept.
+    replay_metrics : bool, default False
+        Whether RePlay measures the lists as well.
     """
 
     model: str
@@ -51,6 +53,7 @@ class Job:
     fold: Fold
     ks: list[int]
     kept_per_user: list[str]
+    replay_metrics: bool = False
 
 
 def model_module(config: dict[str, Any]) -> str:
@@ -142,7 +145,7 @@ def measure(job: Job) -> dict[str, Any]:
     recommended = time.perf_counter()
     memory_after = peak_memory_mb()
 
-    evaluation = evaluate(reco, fold, job.ks, job.kept_per_user)
+    evaluation = evaluate(reco, fold, job.ks, job.kept_per_user, job.replay_metrics)
     return {
         "metrics": evaluation.metrics,
         "fit_seconds": fitted - start,

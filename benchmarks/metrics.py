@@ -1,4 +1,4 @@
-"""What is measured on a list of recommendations: RecTools' metrics, nothing of our own."""
+"""What is measured on a list of recommendations: RecTools' metrics, RePlay's if asked for, nothing of our own."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ from rectools.metrics.base import MetricAtK
 
 from benchmarks.config import ACCURACY
 from benchmarks.data import Fold
+from benchmarks.protocols import Cut, replay_metrics
+
+#: What the labels of RePlay's metrics begin with; those without are RecTools'.
+REPLAY = "replay "
 
 GENRE_FEATURES = frozenset({"genre", "genres"})
 
@@ -141,7 +145,9 @@ class Evaluation:
     per_user: dict[str, list[float]]
 
 
-def evaluate(reco: pd.DataFrame, fold: Fold, ks: list[int], kept_per_user: list[str]) -> Evaluation:
+def evaluate(
+    reco: pd.DataFrame, fold: Fold, ks: list[int], kept_per_user: list[str], with_replay: bool = False
+) -> Evaluation:
     """
     Measure recommendations against the test part of a fold.
 
@@ -155,6 +161,8 @@ def evaluate(reco: pd.DataFrame, fold: Fold, ks: list[int], kept_per_user: list[
         List lengths, ascending.
     kept_per_user : list of str
         Labels of the accuracy metrics whose values are kept for each user.
+    with_replay : bool, default False
+        Whether RePlay measures the lists as well; each of its labels begins with `REPLAY`.
 
     Returns
     -------
@@ -168,8 +176,15 @@ def evaluate(reco: pd.DataFrame, fold: Fold, ks: list[int], kept_per_user: list[
     )
     users = np.unique(fold.test[Columns.User])
     values = {label: metrics[label].calc_per_user(reco, fold.test).reindex(users) for label in kept_per_user}
+    replay = _replay_means(reco, fold, ks) if with_replay else {}
     return Evaluation(
-        metrics={label: float(value) for label, value in means.items()},
+        metrics={label: float(value) for label, value in means.items()} | replay,
         users=users.tolist(),
         per_user={label: series.tolist() for label, series in values.items()},
     )
+
+
+def _replay_means(reco: pd.DataFrame, fold: Fold, ks: list[int]) -> dict[str, float]:
+    # RePlay takes each relevant pair once.
+    cut = Cut(fold.train, fold.test[Columns.UserItem].drop_duplicates())
+    return {f"{REPLAY}{name}": value for k in ks for name, value in replay_metrics(reco, cut, k).items()}

@@ -19,6 +19,7 @@ DISTRIBUTIONS = (
     "rectools-lightfm",
     "pm-implicit",
     "replay-rec",
+    "pyspark",
     "torch",
     "pytorch-lightning",
     "numpy",

@@ -17,6 +17,7 @@ import pandas as pd
 from benchmarks.charts import Bar, Point, bar_chart, scatter_chart
 from benchmarks.config import ACCURACY
 from benchmarks.files import write_atomically
+from benchmarks.metrics import REPLAY
 from benchmarks.summary import COSTS
 
 TEMPLATE = Path(__file__).parent / "templates" / "leaderboard.html"
@@ -109,10 +110,12 @@ def screen_table(result: dict[str, Any]) -> str:
         Several lines.
     """
     frame = result["rows"]
-    accuracy, others = _metric_columns(result)
+    accuracy, others, replay = _metric_columns(result)
     shortest = f"@{min(result['config']['k'])}"
     accuracy = [label for label in accuracy if label.endswith(shortest) or label == result["metric"]]
-    parts = [result["title"], _text_table(frame, [*accuracy, *COMPARISON]), _text_table(frame, [*others, *COSTS])]
+    replay = [label for label in replay if label.endswith(shortest)]
+    tables = [[*accuracy, *COMPARISON], [*others, *COSTS], *([replay] if replay else [])]
+    parts = [result["title"], *(_text_table(frame, columns, _headings(result)) for columns in tables)]
     parts.append(_significance_note(result))
     failures = frame.dropna(subset="error")
     parts += [
@@ -156,12 +159,19 @@ def to_html(result: dict[str, Any]) -> str:
     )
 
 
-def _metric_columns(result: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Split the measured labels into accuracy (main metric first) and the rest."""
+def _metric_columns(result: dict[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """Split the measured labels into accuracy (main metric first), the rest, and what RePlay has measured."""
     labels = [label for label in result["metrics"]["flags"] if label in result["rows"]]
+    replay = [label for label in labels if label.startswith(REPLAY)]
     accuracy = [label for label in labels if label.split("@")[0] in ACCURACY and label != result["metric"]]
-    others = [label for label in labels if label.split("@")[0] not in ACCURACY]
-    return [result["metric"], *accuracy], others
+    others = [label for label in labels if label.split("@")[0] not in ACCURACY and label not in replay]
+    return [result["metric"], *accuracy], others, replay
+
+
+def _headings(result: dict[str, Any]) -> dict[str, str]:
+    """Name the columns; where two libraries have measured, each metric is shown with its own."""
+    accuracy, others, replay = _metric_columns(result)
+    return HEADERS | ({label: f"rectools {label}" for label in (*accuracy, *others)} if replay else {})
 
 
 def _significance_note(result: dict[str, Any]) -> str:
@@ -218,8 +228,8 @@ def _format(column: str, value: Any) -> str:
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.4g}"
 
 
-def _text_table(frame: pd.DataFrame, columns: Sequence[str]) -> str:
-    header = ["model", *(HEADERS.get(column, column) for column in columns)]
+def _text_table(frame: pd.DataFrame, columns: Sequence[str], headings: dict[str, str]) -> str:
+    header = ["model", *(headings.get(column, column) for column in columns)]
     rows = [
         [str(record["model"]), *(_format(column, record[column]) for column in columns)]
         for record in frame.to_dict(orient="records")
@@ -236,9 +246,10 @@ def _text_table(frame: pd.DataFrame, columns: Sequence[str]) -> str:
 
 def _html_table(result: dict[str, Any]) -> str:
     frame = result["rows"]
-    accuracy, others = _metric_columns(result)
-    columns = [*accuracy, *COMPARISON, *others, *COSTS]
-    header = "".join(f"<th>{escape(HEADERS.get(column, column))}</th>" for column in ("model", *columns))
+    accuracy, others, replay = _metric_columns(result)
+    columns = [*accuracy, *COMPARISON, *others, *replay, *COSTS]
+    headings = _headings(result)
+    header = "".join(f"<th>{escape(headings.get(column, column))}</th>" for column in ("model", *columns))
     rows = "".join(_html_row(record, columns) for record in frame.to_dict(orient="records"))
     return f"<thead><tr>{header}</tr></thead><tbody>{rows}</tbody>"
 

@@ -188,6 +188,28 @@ def _tasks(folder: str) -> str | None:
     return "\n\n".join(parts) or None
 
 
+def replay_experiment() -> str | None:
+    """Render the experiment with RePlay's parts: ours, RePlay's and what the course notebook reached."""
+    result = _read(file := "replay-experiment.json")
+    if result is None:
+        return None
+    course = result["course"]
+    rows: dict[str, list[Result]] = {}
+    for row in result["rows"]:
+        rows.setdefault(row["model"], []).append(row)
+    lines = [
+        ["two towers of the course notebook", *(f"{value:.4f}" for value in course.values()), "", "", "its figures"]
+    ]
+    for model, own in rows.items():
+        cells = [_spread([row["metrics"][metric] for row in own]) for metric in course]
+        seconds = [_seconds([row[part] for row in own]) for part in ("fit_seconds", "recommend_seconds")]
+        name, library = (f"**{model}**", "ours") if _is_ours(own[0]) else (model, "RePlay on Spark")
+        lines.append([name, *cells, *seconds, f"{library}, {len(own)} seeds"])
+    lines.sort(key=lambda line: line[1], reverse=True)
+    about = _source(f"{result['title']}; {result['split']}; {result['definitions']}", result["runs"].values(), file)
+    return f"{_table(['model', *course, 'fit, s', 'recommend, s', 'source'], lines)}\n\n{about}"
+
+
 def speed() -> str | None:
     """Render the speed measurements."""
     return _measurements("speed.json", "Data of the size of KION (231 872 users, 12 029 items, 4 M rows), generated")
@@ -261,6 +283,7 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "ratings": ratings,
     "clicks": clicks,
     "notebook": notebook,
+    "replay_experiment": replay_experiment,
     "scale": scale,
     "speed": speed,
 }
