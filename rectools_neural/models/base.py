@@ -387,6 +387,8 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
 
         def evaluate(rank: int, world_size: int) -> np.ndarray:
             part = positions[rank::world_size]
+            if not len(part):  # fewer users than processes
+                return np.zeros(0)
             judged = users.take(part)
             module.eval()
             with torch.inference_mode():
