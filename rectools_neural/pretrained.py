@@ -399,6 +399,7 @@ def from_pretrained(folder: str | os.PathLike[str]) -> PackModel[Any]:
     with _blaming(path / STATE):
         state = _State.model_validate_json(contents[STATE])
         schemas = _schemas(state)
+        history = None if state.history is None else _to_frame(state.history)
     with _blaming(path / USER_IDS):
         user_ids = _ids_from_parquet(contents[USER_IDS], state.user_id_type)
     with _blaming(path / ITEM_IDS):
@@ -408,9 +409,8 @@ def from_pretrained(folder: str | os.PathLike[str]) -> PackModel[Any]:
         reader = _make_reader(state, schemas, user_ids, item_ids, arrays)
         model._restore(fitted_config, reader, arrays)
         arrays.check_all_taken()
-    if state.history is not None:
-        columns = {name: [math.nan if v is None else v for v in values] for name, values in state.history.items()}
-        model.history = pd.DataFrame(columns)  # type: ignore[attr-defined]  # neural models have it
+    if history is not None:
+        model.history = history  # type: ignore[attr-defined]  # neural models have it
     model.is_fitted = True
     return model
 
@@ -576,6 +576,10 @@ def _check_layers(options: Mapping[str, Any]) -> None:
             raise ValueError(f"`n_layers` is {value}, but may be {_MAX_LAYERS} at most")
 
 
+def _to_frame(history: Mapping[str, tuple[Any, ...]]) -> pd.DataFrame:
+    return pd.DataFrame({name: [math.nan if v is None else v for v in values] for name, values in history.items()})
+
+
 def _schemas(state: _State) -> dict[str, FeatureSchema]:
     parts = {"user_features": state.user_features, "item_features": state.item_features}
     if (state.context is not None) != state.reading.context:
@@ -593,8 +597,6 @@ def _schema(features: _Features) -> FeatureSchema:
         raise ValueError(f"there are other features than `kind` {features.kind} has")
     if not {name for name, _ in values} <= set(fields):
         raise ValueError("there are values of features that are not among the `fields`")
-    if any(len(set(names)) < len(names) for names in (fields, values, numeric)):
-        raise ValueError("there are features or values of features twice")
     return schema
 
 
@@ -627,11 +629,10 @@ def _ids_from_arrow(column: pa.ChunkedArray, dtype: str) -> np.ndarray:
         raise ValueError("ids are missing")
     if is_text and any(len(pc.unique(chunk.indices)) < len(chunk) for chunk in column.chunks):
         raise ValueError("ids are there twice")
-    if dtype != "object":
+    if not is_text:
         return column.to_numpy().astype(dtype)
-    ids = np.empty(len(column), dtype=object)
-    ids[:] = column.to_pylist()
-    return ids
+    parts = [chunk.dictionary.to_numpy(zero_copy_only=False)[chunk.indices.to_numpy()] for chunk in column.chunks]
+    return np.concatenate(parts)
 
 
 def _make_reader(
