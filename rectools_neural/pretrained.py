@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from rectools.exceptions import NotFittedError
 from scipy import sparse
 
@@ -49,6 +49,7 @@ _PACKAGES = ("rectools-neural", "rectools", "torch", "numpy", "pandas", "scipy",
 _NOT_SAVED = ("get_trainer_func", "get_trainer_func_kwargs")
 _MAX_CONFIG = 1 << 16  # bytes; nothing tells beforehand how large it must be
 _MAX_LAYERS = 1000  # layers are built one by one, and no weights need stand behind the number
+_IDS_AT_ONCE = 1 << 16
 _AGAIN = "Get the folder again from where it came from, or save the model again with `save_pretrained`"
 
 # ---------------------------------------------------------------------- structure of the JSON files
@@ -486,7 +487,14 @@ def _blaming(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # parsers of foreign data raise of everything
-        raise ValueError(f"{path} is damaged or was changed: {error or type(error).__name__}. {_AGAIN}") from error
+        raise ValueError(f"{path} is damaged or was changed: {_reason(error)}. {_AGAIN}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"
+    return str(error).partition("\n")[0] or type(error).__name__  # torch adds where in its code
 
 
 def _locate(folder: Path) -> Path:
@@ -603,22 +611,29 @@ def _schema(features: _Features) -> FeatureSchema:
 def _ids_from_parquet(data: bytes, dtype: str) -> np.ndarray:
     # Texts are read as a dictionary: else a file of few bytes may repeat a long one until the memory is full.
     file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=["id"])
-    metadata, schema = file.metadata, file.schema_arrow
-    if schema.names != ["id"] or schema.field(0).nullable or schema.metadata or metadata.metadata:
+    schema, n_rows = file.schema_arrow, file.metadata.num_rows
+    if schema.names != ["id"] or schema.field(0).nullable or file.metadata.metadata:
         raise ValueError("it must have the one column `id`, without missing values, and nothing else")
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    if any(group.num_rows < 0 or group.column(0).compression != "UNCOMPRESSED" for group in groups):
-        raise ValueError("it must not be compressed")
-    n_rows = sum(group.num_rows for group in groups)
     if not 0 < 4 * n_rows <= len(data):
         raise ValueError(f"it can't have {n_rows} rows")
-    ids = _ids_from_arrow(file.read(use_threads=False).column(0), dtype)
+    parts, size = [], 0
+    # In parts, to stop where a compressed file holds more than its size. That it is compressed can't be asked: on
+    # some damaged files the question alone ends the process (pyarrow 23).
+    for batch in file.iter_batches(_IDS_AT_ONCE, use_threads=False):
+        column = batch.column(0)
+        size += 4 * len(column)
+        if pa.types.is_dictionary(column.type):
+            size += pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+        if size > len(data):
+            raise ValueError("it must not be compressed, and ids must not be there twice")
+        parts.append(_ids_from_arrow(column, dtype))
+    ids = np.concatenate(parts)
     if len(ids) != n_rows or not pd.Index(ids).is_unique:
         raise ValueError("ids are missing or there twice")
     return ids
 
 
-def _ids_from_arrow(column: pa.ChunkedArray, dtype: str) -> np.ndarray:
+def _ids_from_arrow(column: pa.Array, dtype: str) -> np.ndarray:
     is_text = pa.types.is_dictionary(column.type)
     kind = column.type.value_type if is_text else column.type
     if dtype not in ("object", *_ID_TYPES):
@@ -627,12 +642,11 @@ def _ids_from_arrow(column: pa.ChunkedArray, dtype: str) -> np.ndarray:
         raise ValueError(f"ids of the type {kind} don't fit the type {dtype} of state.json")
     if column.null_count:
         raise ValueError("ids are missing")
-    if is_text and any(len(pc.unique(chunk.indices)) < len(chunk) for chunk in column.chunks):
-        raise ValueError("ids are there twice")
     if not is_text:
         return column.to_numpy().astype(dtype)
-    parts = [chunk.dictionary.to_numpy(zero_copy_only=False)[chunk.indices.to_numpy()] for chunk in column.chunks]
-    return np.concatenate(parts)
+    if len(pc.unique(column.indices)) < len(column):
+        raise ValueError("ids are there twice")
+    return column.dictionary_decode().to_numpy(zero_copy_only=False)
 
 
 def _make_reader(
