@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .datasets import load_dataset
+    from .explanation import explain
     from .export import to_jsonl
     from .models.autoencoder import DAEModel, MultDAEModel, MultVAEModel, RecVAEModel
     from .models.dlrm import DLRMModel
@@ -29,6 +30,7 @@ __all__ = [
     "NCFModel",
     "RecVAEModel",
     "UserKNNModel",
+    "explain",
     "load_dataset",
     "model_from_config",
     "model_from_params",
@@ -37,6 +39,7 @@ __all__ = [
 __version__ = _version("rectools-neural")
 
 _FUNCTIONS = {
+    "explain": "rectools_neural.explanation",
     "load_dataset": "rectools_neural.datasets",
     "model_from_config": "rectools_neural.registry",
     "model_from_params": "rectools_neural.registry",
