@@ -209,7 +209,7 @@ class TestNeighbourAccuracy:
         assert neighbour_accuracy(self.VECTORS, list("aaabbb"), k=2) == 1
         assert neighbour_accuracy(self.VECTORS * [[1], [9], [1], [9], [1], [1]], list("aaabbb"), k=2) == 1
         assert neighbour_accuracy(self.VECTORS, list("ababab"), k=1) == 0
-        assert neighbour_accuracy(self.VECTORS, ["a", "a", "a", "b", "b", None], k=2) == pytest.approx(3 / 5)
+        assert neighbour_accuracy(self.VECTORS, ["a", "a", "a", "b", "b", None], k=3) == pytest.approx(3 / 5)
 
     def test_ties_go_to_the_nearest(self) -> None:
         angles = np.deg2rad([0, 1, 3, 40, 42, 45])
