@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .datasets import load_dataset
+    from .explanation import explain
     from .export import to_jsonl
     from .models.autoencoder import DAEModel, MultDAEModel, MultVAEModel, RecVAEModel
     from .models.dlrm import DLRMModel
@@ -30,6 +31,7 @@ __all__ = [
     "NCFModel",
     "RecVAEModel",
     "UserKNNModel",
+    "explain",
     "from_pretrained",
     "load_dataset",
     "model_from_config",
@@ -40,6 +42,7 @@ __version__ = _version("rectools-neural")
 
 _FUNCTIONS = {
     "from_pretrained": "rectools_neural.pretrained",
+    "explain": "rectools_neural.explanation",
     "load_dataset": "rectools_neural.datasets",
     "model_from_config": "rectools_neural.registry",
     "model_from_params": "rectools_neural.registry",

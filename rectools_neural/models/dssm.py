@@ -28,10 +28,11 @@ from ..data.reader import Items, Users
 from ..data.sources import UserBatches
 from ..nn.bags import take_rows
 from ..nn.features import FeatureEmbedding
-from ..nn.history import make_history_encoder
+from ..nn.history import MeanHistory, make_history_encoder
 from ..nn.towers import make_tower
 from ..training.loop import Batches
 from .base import DataSchema, NeuralModelConfig
+from .pack import LinearParts
 from .two_sided import TwoSidedModel, catalogue_loss, sampled_loss
 
 Value = TypeVar("Value")
@@ -149,6 +150,38 @@ class TwoTowerModule(nn.Module):
         if self.item_bias is None:
             return vectors
         return torch.cat([vectors, take_rows(self.item_bias, items.rows).masked_fill(items.is_unknown, 0.0)], dim=1)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether a score is linear in the vectors of the user's parts, and in those of the item's."""
+        towers = isinstance(self.user_tower, nn.Identity) and isinstance(self.item_tower, nn.Identity)
+        return towers and self._similarity == "dot" and isinstance(self.history_encoder, MeanHistory)
+
+    def linear_parts(self, user: UserBatch, item: ItemBatch) -> LinearParts:
+        """
+        Take apart the score of one user and one item, where it is linear.
+
+        The product of a part of the user with a feature of the item belongs to both: each gets half, the Shapley value.
+        Ids are no parts of their own, and neither is what stands for an empty history: their products belong to the
+        other side.
+        """
+        table = self.item_ids if self.history_items is None else self.history_items
+        assert isinstance(self.history_encoder, MeanHistory)
+        assert table is not None
+        history = self.history_encoder.parts(user.history, table)
+        of_user = torch.cat([history, self.user_features.parts(user.features)])
+        if self.merge_weight is not None:
+            of_user = of_user * self.merge_weight
+        of_item = self.item_features.parts(item.features)
+        subject, candidate = self.user_vectors(user)[0], self.item_vectors(item)[0]
+        dim = of_user.shape[1]
+        user_rest, item_rest = subject[:dim] - of_user.sum(0), candidate[:dim] - of_item.sum(0)
+        shared = of_user @ of_item.T / 2
+        from_user = (of_user @ item_rest + shared.sum(1)).cpu().numpy()
+        from_item = (of_item @ user_rest + shared.sum(0)).cpu().numpy()
+        rest = user_rest @ item_rest + candidate[dim:].sum()
+        n = len(history)
+        return LinearParts(from_user[:n], from_user[n:], from_item, float(rest))
 
 
 def _embedding(n: int, dim: int) -> nn.Parameter:

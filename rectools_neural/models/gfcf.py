@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..data.reader import DatasetReader, Items, Reading, Users
 from ..pretrained import StoredArrays
 from ..ranking import MAX_SCORES, Ranking, pick, rank
 from ..training.loop import isolated_random_state
-from .pack import PackModel, PackModelConfig, check_not_empty, is_dense
+from .pack import LinearParts, PackModel, PackModelConfig, check_not_empty, is_dense
 
 _POWER_ITERATIONS = 4  # of the randomised singular value decomposition; fewer cost quality, more don't add any
 _OVERSAMPLING = 10
@@ -180,6 +180,14 @@ class GFCFModel(PackModel[GFCFModelConfig]):
         self, users: Users, items: Items, rows: np.ndarray, columns: np.ndarray, context: EncodedFeatures | None
     ) -> np.ndarray:
         return pick(self._scorer(users, items), len(users), len(items), rows, columns)
+
+    def _linear_parts(self, user: Users, item: Items) -> LinearParts:
+        n = len(user.histories.items)
+        nowhere = np.zeros(n, np.int64)
+        # The same entries as histories of one item each.
+        singles = replace(user.take(nowhere), histories=replace(user.histories, indptr=np.arange(n + 1)))
+        nothing = np.zeros(0, np.float32)
+        return LinearParts(self._score_pairs(singles, item, np.arange(n), nowhere, None), nothing, nothing, 0.0)
 
     def _rank_items(self, targets: Items, items: Items, k: int) -> Ranking:
         """By the cosine in the space of the filters, ``R'R + alpha s^2 V V'``."""

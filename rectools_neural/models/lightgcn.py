@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -13,7 +14,7 @@ from torch import nn
 from typing_extensions import Self
 
 from ..config import Contrastive, Dropout, Loss, Negatives, NegativesConfig, SampledSoftmaxLoss, SquaredLoss
-from ..data.batches import ItemBatch, TrainingBatch, UserBatch
+from ..data.batches import HistoryBatch, ItemBatch, TrainingBatch, UserBatch
 from ..data.reader import Items, Users
 from ..data.sources import PairBatches, UserBatches
 from ..nn.bags import sum_of_rows, take_rows
@@ -21,6 +22,7 @@ from ..nn.graph import BipartiteGraph
 from ..training.loop import Batches
 from ..training.losses import info_nce_loss
 from .base import DataSchema, NeuralModelConfig
+from .pack import LinearParts
 from .two_sided import TwoSidedModel, catalogue_loss, check_table, sampled_loss
 
 LOSSES = ("bpr", "sampled_softmax", "squared")
@@ -149,10 +151,23 @@ class LightGCNModule(nn.Module):
     def user_vectors(self, users: UserBatch) -> torch.Tensor:
         """Vectors of users from their histories, known at the fit or not, shape ``(n_users, dim)``."""
         history = users.history
-        own = F.embedding(users.rows.clamp(min=0), self.users) * (users.rows >= 0).unsqueeze(1)
         spread = sum_of_rows(self.history_items, history.items, history.lengths)
-        scale = history.lengths.clamp(min=1).to(spread.dtype).rsqrt().unsqueeze(1)
-        return self.for_user(self._weights[0] * own + scale * spread)
+        return self.for_user(self._own(users) + _scale(history, spread.dtype) * spread)
+
+    def _own(self, users: UserBatch) -> torch.Tensor:
+        own = F.embedding(users.rows.clamp(min=0), self.users) * (users.rows >= 0).unsqueeze(1)
+        return self._weights[0] * own
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether a score is linear in the items of the history."""
+        return self._cosine_scale is None
+
+    def linear_parts(self, user: UserBatch, item: ItemBatch) -> LinearParts:
+        """Take apart the score of one user and one item, where it is linear."""
+        vector, nothing = self.item_vectors(item)[0], np.zeros(0, np.float32)
+        parts = _scale(user.history, vector.dtype) * F.embedding(user.history.items, self.history_items) @ vector
+        return LinearParts(parts.cpu().numpy(), nothing, nothing, float(self._own(user)[0] @ vector))
 
     def item_vectors(self, items: ItemBatch) -> torch.Tensor:
         """Vectors of items, shape ``(n_items, dim)``."""
@@ -328,6 +343,10 @@ def _size_of_embeddings(module: LightGCNModule, batch: TrainingBatch) -> torch.T
     if batch.negatives is not None and batch.negatives.is_positive is None:
         total = total + items[batch.negatives.items].sum()
     return total / (2 * len(batch.rows))
+
+
+def _scale(history: HistoryBatch, dtype: torch.dtype) -> torch.Tensor:
+    return history.lengths.clamp(min=1).to(dtype).rsqrt().unsqueeze(1)
 
 
 def _weighted_sum(weights: Sequence[float], tables: Sequence[torch.Tensor]) -> torch.Tensor:

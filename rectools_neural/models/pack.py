@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -74,6 +74,27 @@ class Fitted(Protocol):
         """How to read a dataset."""
 
 
+@dataclass(frozen=True)
+class LinearParts:
+    """
+    What the score of a pair is the sum of.
+
+    Parameters
+    ----------
+    history : np.ndarray
+        Part of each item of the history, in its order, shape ``(n_history,)``.
+    user_features, item_features : np.ndarray
+        Part of each stored category, then of each number, shapes ``(n_features,)``.
+    rest : float
+        Part of what is there for any history and any features: ids and biases.
+    """
+
+    history: np.ndarray
+    user_features: np.ndarray
+    item_features: np.ndarray
+    rest: float
+
+
 class PackModel(ModelBase[Config], Generic[Config]):
     """
     Base of all models of the pack: the constructor takes the fields of the config, by name.
@@ -104,6 +125,10 @@ class PackModel(ModelBase[Config], Generic[Config]):
     ) -> np.ndarray:
         """Score the pairs ``(users[rows], items[columns])``, each in its situation where the model goes by it."""
         raise NotImplementedError
+
+    def _linear_parts(self, user: Users, item: Items) -> LinearParts | None:
+        """Take apart the score of one user and one item; None where it is not linear in its parts."""
+        return None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -20,6 +20,7 @@ from ..data.reader import Items, Users, match
 from ..ranking import Ranking, rank_vectors
 from ..training import losses
 from .base import NeuralConfig, NeuralModelBase
+from .pack import LinearParts
 
 _MAX_TABLE = 4 * 2**30  # bytes that the scores of a batch may take, with their gradient
 _PAIRS_AT_ONCE = 1 << 16
@@ -31,7 +32,8 @@ class TwoSidedModel(NeuralModelBase[NeuralConfig], Generic[NeuralConfig]):
     A model whose score is the dot product, or minus the distance, of a user vector and an item vector.
 
     The module of a family has ``user_vectors(UserBatch)``, ``item_vectors(ItemBatch)``, ``euclidean`` (whether the
-    score is minus the distance) and ``has_bias`` (whether the last coordinate of an item is a bias).
+    score is minus the distance) and ``has_bias`` (whether the last coordinate of an item is a bias). One whose scores
+    are linear says so by ``is_linear``, and takes them apart by ``linear_parts(UserBatch, ItemBatch)``.
     """
 
     def get_vectors(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -88,6 +90,14 @@ class TwoSidedModel(NeuralModelBase[NeuralConfig], Generic[NeuralConfig]):
             return torch.cat(parts).numpy()
 
         return self._on_device(infer)
+
+    def _linear_parts(self, user: Users, item: Items) -> LinearParts | None:
+        def take_apart(module: Any) -> LinearParts:
+            device = next(module.parameters()).device
+            parts: LinearParts = module.linear_parts(user.batch().to(device), item.batch().to(device))
+            return parts
+
+        return self._on_device(take_apart) if getattr(self._fitted.module, "is_linear", False) else None
 
     def _rank_for_items(self, module: Any, targets: Items, items: Items, k: int) -> Ranking:
         subjects, candidates = _item_vectors(module, targets), _item_vectors(module, items)

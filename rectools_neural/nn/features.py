@@ -43,6 +43,15 @@ class FeatureEmbedding(nn.Module):
             parts.append(self.numeric(features.numeric.to(self.numeric.weight.dtype)))
         return sum(parts[1:], start=parts[0]) if parts else features.numeric.new_zeros(len(features.numeric), self.dim)
 
+    def parts(self, features: FeatureBatch) -> torch.Tensor:
+        """Embed the features of one entity one by one, the numbers last, shape ``(n_features, dim)``; they add up."""
+        parts = [features.numeric.new_zeros(0, self.dim)]
+        if self.categories is not None:
+            parts.append(self.categories[features.categories] * features.weights.unsqueeze(1))
+        if self.numeric is not None:
+            parts.append((self.numeric.weight * features.numeric).T)
+        return torch.cat(parts)
+
 
 class IdEmbedding(nn.Module):
     """

@@ -53,7 +53,14 @@ class MeanHistory(nn.Module):
             Shape ``(n_users, dim)``; zeros for an empty history.
         """
         total = sum_of_rows(embedding, history.items, history.lengths)
-        return total / history.lengths.clamp(min=1).to(total.dtype).pow(self.power).unsqueeze(1)
+        return total / self._divisors(history, total.dtype)
+
+    def parts(self, history: HistoryBatch, embedding: torch.Tensor) -> torch.Tensor:
+        """Give what each item adds to the vector of one user, shape ``(n_history, dim)``."""
+        return F.embedding(history.items, embedding) / self._divisors(history, embedding.dtype)
+
+    def _divisors(self, history: HistoryBatch, dtype: torch.dtype) -> torch.Tensor:
+        return history.lengths.clamp(min=1).to(dtype).pow(self.power).unsqueeze(1)
 
 
 class AttentionHistory(nn.Module):
