@@ -15,7 +15,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -409,9 +409,9 @@ class ItemIndex:
             raise ValueError("The index is empty: `add` items first")
         allowed = None if whitelist is None else self._rows(whitelist, "whitelist")
         rows, columns, scores = self._rank(self._normalised(table), int(k), self._seen(seen, len(table)), allowed)
-        ends = np.searchsorted(rows, np.arange(1, len(table)))
-        ids = self.ids[columns]
-        return np.split(ids, ends)[: len(table)], np.split(scores, ends)[: len(table)]
+        ids, ends = self.ids[columns], np.searchsorted(rows, np.arange(len(table) + 1)).tolist()
+        spans = [slice(start, end) for start, end in pairwise(ends)]
+        return [ids[span] for span in spans], [scores[span] for span in spans]
 
     def _seen(self, seen: Any, n_queries: int) -> sparse.csr_matrix | None:
         if seen is None:
@@ -424,8 +424,9 @@ class ItemIndex:
         if len(seen) != n_queries:
             raise ValueError(f"`seen` must have a list of ids for each of the {n_queries} queries, got {len(seen)}")
         lengths = [len(ids) for ids in seen]
-        ids = pd.Index(list(chain.from_iterable(seen)), dtype=self._lookup.dtype if not sum(lengths) else None)
-        columns, owners = self._lookup.get_indexer(ids), np.repeat(np.arange(n_queries), lengths)
+        parts = [np.asarray(ids) for ids in seen if len(ids)]
+        ids = np.concatenate(parts) if parts else self.ids[:0]
+        columns, owners = self._lookup.get_indexer(pd.Index(ids)), np.repeat(np.arange(n_queries), lengths)
         owners, columns = owners[columns >= 0], columns[columns >= 0]
         indptr = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=n_queries))])
         return _as_mask(indptr, columns, (n_queries, len(self)))
@@ -469,8 +470,8 @@ class ItemIndex:
         n_allowed = len(self) if allowed is None else len(allowed)
         n_seen = np.diff(seen.indptr)
         wanted = np.minimum(k, n_allowed - n_seen)
-        # Half as many again, and a power of two: a few sizes serve all queries.
-        sizes = 2 ** np.ceil(np.log2(1.5 * (k + n_seen))).astype(np.int64)
+        # Powers of two: a few sizes serve all queries.
+        sizes = 2 ** np.ceil(np.log2(k + n_seen)).astype(np.int64)
         pairs = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
         for size in np.unique(sizes[sizes <= min(_MAX_FETCHED, n_allowed // 4)]):
             subjects = np.flatnonzero(sizes == size)
@@ -492,7 +493,7 @@ class ItemIndex:
         return rows[order], columns[order], scores[order]
 
     def _look_up(self, queries: torch.Tensor, n: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Find about the `n` nearest rows of the index, as pairs of query and row."""
+        """Find the `n` nearest rows of the index among the lists, as pairs of query and row, nearest first."""
         options: dict[str, Any] = {"nprobe": self._n_probed}
         if allowed is not None:
             # The thinner the whitelist, the farther its best items.
@@ -505,21 +506,25 @@ class ItemIndex:
         with _threads(self.threads):
             labels = self._lists.search(queries.numpy(), n, params=faiss.SearchParametersIVF(**options))[1]
         rows, places = (labels >= 0).nonzero()
-        return rows, np.searchsorted(self._labels, labels[rows, places])
+        found = labels[rows, places]
+        # Nothing has been removed: labels are rows.
+        return rows, found if self._labels[-1] + 1 == len(self) else np.searchsorted(self._labels, found)
 
     def _best(self, queries: torch.Tensor, rows: np.ndarray, columns: np.ndarray, k: int) -> Ranking:
+        """Keep the first `k` pairs of each query, and order them by their scores."""
+        order = np.argsort(rows, kind="stable")
+        rows, columns = rows[order], columns[order]
+        best = np.arange(len(rows)) - np.searchsorted(rows, np.arange(len(queries)))[rows] < k
+        rows, columns = rows[best], columns[best]
+        is_euclidean = self.similarity == "euclidean"
         scores = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), _PAIRS_AT_ONCE):
             part = slice(start, start + _PAIRS_AT_ONCE)
             subjects, items = queries[torch.from_numpy(rows[part])], self._vectors[torch.from_numpy(columns[part])]
-            is_euclidean = self.similarity == "euclidean"
             found = -(subjects - items).norm(dim=1) if is_euclidean else torch.einsum("nd,nd->n", subjects, items)
             scores[part] = found.numpy()
         order = np.lexsort((columns, -scores, rows))
-        rows, columns, scores = rows[order], columns[order], scores[order]
-        starts = np.searchsorted(rows, np.arange(len(queries)))
-        best = np.arange(len(rows)) - starts[rows] < k
-        return rows[best], columns[best], scores[best]
+        return rows[order], columns[order], scores[order]
 
     # ------------------------------------------------------------------ recommend
 
