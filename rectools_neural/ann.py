@@ -520,7 +520,8 @@ class ItemIndex:
         scores = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), _PAIRS_AT_ONCE):
             part = slice(start, start + _PAIRS_AT_ONCE)
-            subjects, items = queries[torch.from_numpy(rows[part])], self._vectors[torch.from_numpy(columns[part])]
+            subjects = queries.index_select(0, torch.from_numpy(rows[part]))
+            items = self._vectors.index_select(0, torch.from_numpy(columns[part]))
             found = -(subjects - items).norm(dim=1) if is_euclidean else torch.einsum("nd,nd->n", subjects, items)
             scores[part] = found.numpy()
         order = np.lexsort((columns, -scores, rows))
@@ -723,7 +724,13 @@ def _asking(model: TwoSidedModel[Any], index: ItemIndex, candidates: np.ndarray)
     twin.__dict__.update(model.__dict__)
 
     def rank_users(users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
-        return index._rank_candidates(_vectors_on(model, _user_vectors, users), k, seen, candidates)
+        queries, dim = _vectors_on(model, _user_vectors, users), index._vectors.shape[1]
+        if queries.shape[1] != dim:
+            raise ValueError(
+                f"{type(model).__name__} has vectors of {queries.shape[1]} numbers, the index of {dim}: make the index "
+                "with `ItemIndex.from_model`"
+            )
+        return index._rank_candidates(queries, k, seen, candidates)
 
     twin.__dict__["_rank_users"] = rank_users
     return twin
