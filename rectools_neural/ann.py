@@ -8,6 +8,7 @@ is scored again by the vectors themselves, so scores are those of the exact rank
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -325,17 +326,18 @@ class ItemIndex:
             raise TypeError(f"`ids` are of type {lookup.dtype}, those of the index of type {self._lookup.dtype}")
         new = self._normalised(table)
         labels = np.arange(len(new)) + (self._labels[-1] + 1 if len(self) else 0)
-        self._vectors = torch.cat([self._vectors, new])
-        self._lookup = self._lookup.append(lookup) if len(self) else lookup
-        self._labels = np.concatenate([self._labels, labels])
-        if self.exact:
-            return
+        grown = copy.copy(self)
+        grown._vectors = torch.cat([self._vectors, new])
+        grown._lookup = self._lookup.append(lookup) if len(self) else lookup
+        grown._labels = np.concatenate([self._labels, labels])
         is_longer = self.similarity != "euclidean" and float(new.norm(dim=1).max()) > self._radius * (1 + 1e-6)
-        if is_longer or len(self) > _GROWTH * self._n_listed:
-            self._make_lists(self._judged, None)
-            return
-        with _threads(self.threads):
-            self._lists.add_with_ids(self._points(new), labels)
+        if is_longer or len(grown) > _GROWTH * self._n_listed:
+            grown._make_lists(self._judged, None)
+        else:
+            with _threads(self.threads):
+                self._lists.add_with_ids(self._points(new), labels)
+        # Only now: new lists that fail leave the index as it was.
+        self.__dict__.update(grown.__dict__)
 
     def remove(self, ids: Any) -> None:
         """

@@ -130,6 +130,10 @@ class TestSearch:
         for one, other in zip(index.search(QUERIES, K, seen)[0], whole[0], strict=True):
             assert one.tolist() == other.tolist()
 
+    def test_empty_whitelist(self, index: ItemIndex) -> None:
+        ids, scores = index.search(QUERIES[:2], K, whitelist=[])
+        assert [len(part) for part in (*ids, *scores)] == [0] * 4
+
     def test_string_ids(self) -> None:
         index = ItemIndex.build(np.eye(3), np.array(["a", "b", "c"]), exact=True)
         ids, scores = index.search([[0.1, 0.3, 0.2], [1, 0.5, 0]], 2, [["b"], []], ["c", "b", "a"])
@@ -255,6 +259,18 @@ class TestChange:
         longest = 20 * QUERIES[:1] / np.linalg.norm(QUERIES[:1]) * np.linalg.norm(ITEMS, axis=1).max()
         index.add(longest, [-1])
         assert index.search(QUERIES[:1], 1)[0][0].tolist() == [-1]
+
+    def test_an_addition_that_fails_changes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        index = ItemIndex.build(ITEMS[:500], IDS[:500])
+        before = dict(index.__dict__)
+
+        def fail(*args: Any) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(faiss, "index_factory", fail)
+        with pytest.raises(MemoryError):
+            index.add(ITEMS[500:], IDS[500:])
+        assert index.__dict__ == before
 
     @pytest.mark.parametrize("exact", [True, False])
     def test_remove_and_add_again(self, index: ItemIndex, exact: bool) -> None:
