@@ -21,6 +21,7 @@ DISTRIBUTIONS = (
     "replay-rec",
     "pyspark",
     "torch",
+    "faiss-cpu",
     "pytorch-lightning",
     "numpy",
     "scipy",
