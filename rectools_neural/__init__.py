@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .models.lightgcn import LightGCNModel
     from .models.ncf import NCFModel
     from .models.userknn import UserKNNModel
+    from .pretrained import from_pretrained
     from .registry import model_from_config, model_from_params
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "NCFModel",
     "RecVAEModel",
     "UserKNNModel",
+    "from_pretrained",
     "load_dataset",
     "model_from_config",
     "model_from_params",
@@ -37,6 +39,7 @@ __all__ = [
 __version__ = _version("rectools-neural")
 
 _FUNCTIONS = {
+    "from_pretrained": "rectools_neural.pretrained",
     "load_dataset": "rectools_neural.datasets",
     "model_from_config": "rectools_neural.registry",
     "model_from_params": "rectools_neural.registry",

@@ -26,6 +26,7 @@ from typing_extensions import Self
 from ..config import Optimizer, OptimizerConfig, Validation, ValidationConfig
 from ..data.batches import FeatureSchema
 from ..data.reader import DatasetReader, Items, Reading, Users, match
+from ..pretrained import StoredArrays
 from ..ranking import Ranking
 from ..training.checkpoint import Checkpoints
 from ..training.loop import (
@@ -126,6 +127,18 @@ class DataSchema:
     user_features: FeatureSchema
     item_features: FeatureSchema
     context: FeatureSchema = field(default_factory=FeatureSchema)
+
+    @classmethod
+    def of(cls, reader: DatasetReader, n_interactions: int) -> DataSchema:
+        """Make the schema of the data that a reader was fitted on."""
+        return cls(
+            len(reader.user_ids),
+            len(reader.item_ids),
+            n_interactions,
+            reader.user_encoder.schema,
+            reader.item_encoder.schema,
+            reader.context_encoder.encoder.schema if reader.context_encoder else FeatureSchema(),
+        )
 
     @property
     def is_dense(self) -> bool:
@@ -325,14 +338,7 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         reader = DatasetReader.fit(dataset, earlier.reader if earlier else None, self._reading(config))
         users = reader.training_users(dataset)
         items = Items(np.arange(len(reader.item_ids)), reader.item_features)
-        schema = DataSchema(
-            len(reader.user_ids),
-            len(reader.item_ids),
-            len(users.histories.items if users.pairs is None else users.pairs),
-            reader.user_encoder.schema,
-            reader.item_encoder.schema,
-            reader.context_encoder.encoder.schema if reader.context_encoder else FeatureSchema(),
-        )
+        schema = DataSchema.of(reader, len(users.histories.items if users.pairs is None else users.pairs))
         config = self._adapt(config, schema)
         epochs = epochs or config.epochs or 1
         checkpoint = None if checkpoints is None else checkpoints.next_run(_fingerprint(config, reader, users))
@@ -461,19 +467,43 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
         state = self.__dict__.copy()
         if "_fitted" in state:
             fitted = state.pop("_fitted")
-            weights = {name: tensor.detach().cpu() for name, tensor in fitted.module.state_dict().items()}
-            state["_saved"] = (fitted.config, fitted.schema, fitted.reader, weights)
+            state["_saved"] = (fitted.config, fitted.schema, fitted.reader, self._weights())
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         saved = state.pop("_saved", None)
         self.__dict__.update(state)
         if saved is not None:
-            config, schema, reader, weights = saved
-            with isolated_random_state(0):
-                module = self._build_module(config, schema)
-            module.load_state_dict(weights)
-            self._fitted = FittedState(config, schema, reader, module.eval())
+            self._load(*saved)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.detach().cpu() for name, tensor in self._fitted.module.state_dict().items()}
+
+    def _load(
+        self, config: NeuralConfig, schema: DataSchema, reader: DatasetReader, weights: dict[str, torch.Tensor]
+    ) -> None:
+        with isolated_random_state(0):
+            module = self._build_module(config, schema)
+        module.load_state_dict(weights)
+        self._fitted = FittedState(config, schema, reader, module.eval())
+
+    def _arrays(self) -> dict[str, Any]:
+        weights = {f"module.{name}": tensor.numpy() for name, tensor in self._weights().items()}
+        return {**weights, "n_interactions": np.int64(self._fitted.schema.n_interactions)}
+
+    def _restore(self, config: NeuralConfig, reader: DatasetReader, arrays: StoredArrays) -> None:
+        schema = DataSchema.of(reader, int(arrays.take("n_interactions", np.int64)))
+        if schema.n_interactions < 1 or self._adapt(config, schema) != config:
+            raise ValueError("`fitted_config` of config.json leaves options open")
+        self._inference_device()
+        # On this device nothing is held: sizes in the config that the weights don't have cost nothing.
+        with torch.device("meta"):
+            expected = self._build_module(config, schema).state_dict()
+        weights = {
+            name: torch.from_numpy(arrays.take(f"module.{name}", _numpy_dtype(tensor), *tensor.shape))
+            for name, tensor in expected.items()
+        }
+        self._load(config, schema, reader, weights)
 
 
 def hold_out(dataset: Dataset, validation: ValidationConfig, seed: int) -> tuple[Dataset, pd.DataFrame]:
@@ -544,3 +574,7 @@ def _load_grown(module: nn.Module, earlier: dict[str, torch.Tensor]) -> None:
     for name, tensor in module.state_dict().items():
         known = tensor[: len(earlier[name])] if tensor.ndim else tensor
         known.copy_(earlier[name])
+
+
+def _numpy_dtype(tensor: torch.Tensor) -> np.dtype:
+    return torch.empty(0, dtype=tensor.dtype).numpy().dtype

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..data.features import EncodedFeatures
 from ..data.reader import DatasetReader, Items, Reading, Users
+from ..pretrained import StoredArrays
 from ..ranking import MAX_SCORES, Ranking, pick, rank
 from ..training.loop import isolated_random_state
 from .pack import PackModel, PackModelConfig, check_not_empty, is_dense
@@ -149,6 +150,15 @@ class GFCFModel(PackModel[GFCFModelConfig]):
         }
         given = {name: value for name, value in dict(self._get_config()).items() if value is not None}
         return GFCFModelConfig(**{**chosen, **given})
+
+    def _restore(self, config: GFCFModelConfig, reader: DatasetReader, arrays: StoredArrays) -> None:
+        n_users, n_items = len(reader.user_ids), len(reader.item_ids)
+        interactions = arrays.take_sparse("interactions", np.float32, n_users, n_items)
+        low_pass = arrays.take("low_pass", np.float32, n_items, None)
+        item_scale = arrays.take("item_scale", np.float32, n_items)
+        if (item_scale <= 0).any():
+            raise ValueError("`item_scale` has numbers that are not positive")
+        self._fitted = Filters(config, reader, interactions, low_pass, item_scale)
 
     def _scorer(self, users: Users, items: Items) -> Callable[[slice], torch.Tensor]:
         fitted = self._fitted

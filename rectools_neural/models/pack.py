@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from typing_extensions import Self
 from ..data.features import EncodedFeatures
 from ..data.reader import AlignedDataset, DatasetReader, Items, Users, match, seen_matrix
 from ..errors import did_you_mean
+from ..pretrained import StoredArrays, save_pretrained
 from ..ranking import Ranking, rank
 from ..registry import MODELS
 
@@ -105,10 +107,10 @@ class PackModel(ModelBase[Config], Generic[Config]):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        fields = getattr(cls, "config_class", PackModelConfig).model_fields
+        options = getattr(cls, "config_class", PackModelConfig).model_fields
         parameters = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=f.get_default(call_default_factory=True))
-            for name, f in fields.items()
+            for name, f in options.items()
             if name != "cls"
         ]
         cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -124,8 +126,8 @@ class PackModel(ModelBase[Config], Generic[Config]):
             setattr(self, name, getattr(config, name))
 
     def _get_config(self) -> Config:
-        fields = {name: getattr(self, name) for name in self.config_class.model_fields if name != "cls"}
-        return self.config_class(cls=type(self), **fields)
+        options = {name: getattr(self, name) for name in self.config_class.model_fields if name != "cls"}
+        return self.config_class(cls=type(self), **options)
 
     @classmethod
     def _from_config(cls, config: Config) -> Self:
@@ -144,6 +146,41 @@ class PackModel(ModelBase[Config], Generic[Config]):
             raise NotFittedError(type(self).__name__)
         config: Config = self._fitted.config
         return config
+
+    # ------------------------------------------------------------------ files
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """
+        Write the fitted model to a folder of plain files, without pickle; `rectools_neural.from_pretrained` loads it.
+
+        The folder is there as a whole or not at all. The options `get_trainer_func` and `get_trainer_func_kwargs` are
+        not saved: the one is code, and the other is for it.
+
+        Parameters
+        ----------
+        folder : path
+            Where to. A folder of a saved model is replaced, and an empty one; any other is left alone.
+
+        Raises
+        ------
+        NotFittedError
+            If the model is not fitted.
+        FileExistsError
+            If the folder has other files.
+        ValueError
+            If the model can't be held by the files: ids of mixed types, values of features that are neither strings
+            nor numbers, weights that are not finite.
+        """
+        save_pretrained(self, folder)
+
+    def _arrays(self) -> dict[str, Any]:
+        """Arrays and numbers that `_fitted` has besides the config and the reader, by name."""
+        state: Any = self._fitted
+        return {f.name: getattr(state, f.name) for f in fields(state) if f.name not in ("config", "reader")}
+
+    def _restore(self, config: Config, reader: DatasetReader, arrays: StoredArrays) -> None:
+        """Make `_fitted` of what was saved; the arrays may be anything but for what `StoredArrays` checks."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------------ recommend
 

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ..data.features import EncodedFeatures
 from ..data.reader import DatasetReader, Items, Reading, Users
 from ..errors import did_you_mean
+from ..pretrained import StoredArrays
 from ..ranking import MAX_SCORES, Ranking, pick, rank
 from .pack import PackModel, PackModelConfig, check_not_empty
 
@@ -183,6 +184,16 @@ class UserKNNModel(PackModel[UserKNNModelConfig]):
         self._fitted = FittedUsers(
             self._get_config(), reader, interactions.astype(np.float32), inverted, idf, mean_length
         )
+
+    def _restore(self, config: UserKNNModelConfig, reader: DatasetReader, arrays: StoredArrays) -> None:
+        n_users, n_items = len(reader.user_ids), len(reader.item_ids)
+        interactions = arrays.take_sparse("interactions", np.float32, n_users, n_items)
+        inverted = arrays.take_sparse("inverted", np.float64, max(n_users, n_items), n_users)
+        idf = arrays.take("idf", np.float64, n_items)
+        mean_length = float(arrays.take("mean_length", np.float64))
+        if mean_length <= 0:
+            raise ValueError("`mean_length` must be positive")
+        self._fitted = FittedUsers(config, reader, interactions, inverted, idf, mean_length)
 
     def _vectors(self, histories: sparse.csr_matrix, idf: np.ndarray, mean_length: float) -> sparse.csr_matrix:
         """Vectors whose dot products are the similarities, shape ``(n_users, n_items)``, float64."""
