@@ -192,6 +192,13 @@ def recommend(
     check_output(output, overwrite, (".csv", ".parquet", ".jsonl"))
     model = _load(folder)
     reader = model._fitted.reader
+    for side, given, encoder in (
+        ("user", user_features, reader.user_encoder),
+        ("item", item_features, reader.item_encoder),
+    ):
+        if model.uses_features and (given is not None) != (encoder.kind != "none"):
+            was, remedy = ("without", "leave out") if given else ("with", "give")
+            raise InputError(f"the model in {folder} was fitted {was} {side} features: {remedy} --{side}-features")
     numbers = {"user": reader.user_ids.dtype.kind in "iu", "item": reader.item_ids.dtype.kind in "iu"}
     names = Names(user_column, item_column, weight_column, datetime_column)
     table = read_interactions(interactions, names)
@@ -199,17 +206,15 @@ def recommend(
         what = f"column `{names.ids_of(side)[0]}` of {interactions}, beside the ids of the model"
         table[column] = as_ids(table[column].to_numpy(), numbers[side], what)
     dataset = make_dataset(table, names, user_features, item_features)
-    if user_features is None and reader.user_encoder.kind != "none":
-        note("Note: the model was fitted with features of users; --user-features makes it better", quiet)
     targets = pd.unique(table[Columns.User])
     if users is not None:
         targets = read_choice(users, "user", names, numbers["user"])
-        _refuse_unknown(targets, dataset.user_id_map.external_ids, "--users", "the interactions or the features")
+        _refuse_unknown(targets, dataset.user_id_map.external_ids, "--users", "the interactions or features")
     chosen = None
     if items is not None:
         chosen = read_choice(items, "item", names, numbers["item"])
         known = np.concatenate([reader.item_ids, dataset.item_id_map.external_ids])
-        _refuse_unknown(chosen, known, "--items", "the model, the interactions or the features")
+        _refuse_unknown(chosen, known, "--items", "the model, the interactions or features")
     reco = model.recommend(targets, dataset, k, filter_viewed=not keep_seen, items_to_recommend=chosen)
     if output is None:
         show(reco, f"{type(model).__name__}, {len(targets)} users")
@@ -349,4 +354,4 @@ def _refuse_unknown(ids: np.ndarray, known: np.ndarray, option: str, where: str)
     unknown: pd.Index = pd.Index(ids).difference(pd.Index(known), sort=False)
     if len(unknown):
         some = ", ".join(f"`{value}`" for value in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise InputError(f"{option}: {len(unknown)} ids are not in {where}: {some}; leave them out or add their rows")
+        raise InputError(f"{option}: not in {where}: {some}; leave them out, or add rows about them")

@@ -39,7 +39,7 @@ def split_dataset(dataset: Dataset, name: str, size: float | None) -> tuple[Data
         rule = ValidationConfig.model_validate({"name": name, "size": size})
         train, held_out = hold_out(dataset, rule, seed=0)
     except ValidationError as error:
-        raise InputError(f"--size {size}: {error.errors()[0]['msg']}") from error
+        raise InputError(f"--size: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
     except ValueError as error:
         raise InputError(f"--split and --size: {error}") from error
     seen = train.get_raw_interactions()

@@ -107,4 +107,5 @@ def _first_fault(error: ValidationError) -> str:
     option = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"there is no option `{option}`"
-    return f"option `{option}`: {fault['msg']}, got {fault['input']!r}" if option else str(fault["msg"])
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"option `{option}`: {message}, got {fault['input']!r}" if option else message

@@ -8,11 +8,12 @@ import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SHOWN = 50  # rows of a table on a terminal
 
@@ -83,7 +84,7 @@ def show(table: pd.DataFrame, title: str) -> None:
 
     shown = Table(title=title, title_justify="left")
     for name in table.columns:
-        shown.add_column(str(name), justify="right" if pd.api.types.is_numeric_dtype(table[name]) else "left")
+        shown.add_column(str(name), justify="right" if table[name].dtype.kind in "if" else "left")
     for row in table.head(_SHOWN).itertuples(index=False):
         shown.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
     if len(table) > _SHOWN:

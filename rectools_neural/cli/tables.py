@@ -86,7 +86,8 @@ def read_table(path: Path, ids: Iterable[str]) -> pa.Table:
     if not path.name.endswith(_FORMATS):
         raise InputError(f"{path} is of no known format: name a file that ends in {', '.join(_FORMATS)}")
     try:
-        table = pyarrow.parquet.read_table(path) if path.suffix == ".parquet" else _read_csv(path, ids)
+        is_csv = path.suffix != ".parquet"
+        table = _read_csv(path, ids) if is_csv else pyarrow.parquet.read_table(path)
     except pa.ArrowException as error:
         raise InputError(f"{path} can't be read: {error}") from error
     twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
@@ -94,12 +95,16 @@ def read_table(path: Path, ids: Iterable[str]) -> pa.Table:
         raise InputError(f"{path} has the column `{twice[0]}` twice: rename one")
     if not table.num_rows:
         raise InputError(f"{path} has no rows: there is nothing to work on")
-    return table
+    return _with_numbers(table, ids) if is_csv else table
 
 
 def _read_csv(path: Path, ids: Iterable[str]) -> pa.Table:
     options = pa.csv.ConvertOptions(column_types={name: pa.string() for name in ids}, strings_can_be_null=True)
-    table = pa.csv.read_csv(path, convert_options=options)
+    return pa.csv.read_csv(path, convert_options=options)
+
+
+def _with_numbers(table: pa.Table, ids: Iterable[str]) -> pa.Table:
+    """Make whole numbers of the ids of a CSV file where all of them look so."""
     for name in set(ids) & set(table.column_names):
         column = table[name].drop_null()
         if len(column) and pc.all(pc.match_substring_regex(column, _WHOLE)).as_py():
@@ -157,7 +162,8 @@ def read_datetimes(column: pa.ChunkedArray, place: Place) -> np.ndarray:
 
 def _missing(column: pa.ChunkedArray) -> np.ndarray:
     missing = pc.is_null(column, nan_is_null=True).to_numpy()
-    return missing | (pc.equal(column, "").to_numpy() if pa.types.is_string(column.type) else False)
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    return missing | pc.fill_null(pc.equal(column, ""), False).to_numpy() if is_text else missing
 
 
 _READERS: dict[str, tuple[Callable[[pa.ChunkedArray, Place], np.ndarray], str]] = {
