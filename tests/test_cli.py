@@ -24,6 +24,7 @@ from rectools_neural import DSSMModel, from_pretrained
 testing = pytest.importorskip("typer.testing", reason="pip install rectools-neural[cli]")
 
 from rectools_neural.cli.commands import app  # noqa: E402
+from rectools_neural.cli.output import write  # noqa: E402
 
 OPTIONS = {"epochs": 3, "n_factors": 8}
 SETTINGS = [part for name, value in OPTIONS.items() for part in ("--set", f"{name}={value}")]
@@ -452,12 +453,40 @@ def test_a_failure_of_the_work(files: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_failure_while_writing_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    def save(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("No space left on device")
+
+    (tmp_path / "reco.csv").write_text("before")
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path / "reco.csv", save)
+    assert os.listdir(tmp_path) == ["reco.csv"]
+    assert (tmp_path / "reco.csv").read_text() == "before"
+
+
 def test_ctrl_c(files: Path, tmp_path: Path) -> None:
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     message = refused("fit", files / "log.csv", "--set", "epochs=1000000", "--output", tmp_path / "model", code=130)
     assert "interrupted" in message
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_a_terminal_gets_a_table(files: Path) -> None:
+    import pty
+
+    mine, theirs = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(Path(rectools_neural.__file__).parents[1]), "COLUMNS": "100"}
+    command = [sys.executable, "-m", "rectools_neural.cli", "inspect", str(files / "log.csv")]
+    subprocess.run(command, stdout=theirs, env=environment, timeout=60, check=True)
+    os.close(theirs)
+    shown = os.read(mine, 10_000).decode()
+    os.close(mine)
+    assert "density" in shown
+    assert "│" in shown
+    assert "property,value" not in shown
 
 
 SCRIPT = """

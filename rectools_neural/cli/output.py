@@ -86,7 +86,7 @@ def show(table: pd.DataFrame, title: str) -> None:
     for name in table.columns:
         shown.add_column(str(name), justify="right" if table[name].dtype.kind in "if" else "left")
     for row in table.head(_SHOWN).itertuples(index=False):
-        shown.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
+        shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
     if len(table) > _SHOWN:
         shown.caption = f"{len(table) - _SHOWN} more rows: --output FILE writes all of them"
     Console(markup=False).print(shown)
