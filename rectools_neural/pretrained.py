@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from rectools.exceptions import NotFittedError
 from scipy import sparse
 
@@ -49,6 +49,7 @@ _PACKAGES = ("rectools-neural", "rectools", "torch", "numpy", "pandas", "scipy",
 _NOT_SAVED = ("get_trainer_func", "get_trainer_func_kwargs")
 _MAX_CONFIG = 1 << 16  # bytes; nothing tells beforehand how large it must be
 _MAX_LAYERS = 1000  # layers are built one by one, and no weights need stand behind the number
+_IDS_AT_ONCE = 1 << 16
 _AGAIN = "Get the folder again from where it came from, or save the model again with `save_pretrained`"
 
 # ---------------------------------------------------------------------- structure of the JSON files
@@ -399,6 +400,7 @@ def from_pretrained(folder: str | os.PathLike[str]) -> PackModel[Any]:
     with _blaming(path / STATE):
         state = _State.model_validate_json(contents[STATE])
         schemas = _schemas(state)
+        history = None if state.history is None else _to_frame(state.history)
     with _blaming(path / USER_IDS):
         user_ids = _ids_from_parquet(contents[USER_IDS], state.user_id_type)
     with _blaming(path / ITEM_IDS):
@@ -408,9 +410,8 @@ def from_pretrained(folder: str | os.PathLike[str]) -> PackModel[Any]:
         reader = _make_reader(state, schemas, user_ids, item_ids, arrays)
         model._restore(fitted_config, reader, arrays)
         arrays.check_all_taken()
-    if state.history is not None:
-        columns = {name: [math.nan if v is None else v for v in values] for name, values in state.history.items()}
-        model.history = pd.DataFrame(columns)  # type: ignore[attr-defined]  # neural models have it
+    if history is not None:
+        model.history = history  # type: ignore[attr-defined]  # neural models have it
     model.is_fitted = True
     return model
 
@@ -486,7 +487,14 @@ def _blaming(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # parsers of foreign data raise of everything
-        raise ValueError(f"{path} is damaged or was changed: {error or type(error).__name__}. {_AGAIN}") from error
+        raise ValueError(f"{path} is damaged or was changed: {_reason(error)}. {_AGAIN}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"
+    return str(error).partition("\n")[0] or type(error).__name__  # torch adds where in its code
 
 
 def _locate(folder: Path) -> Path:
@@ -576,6 +584,10 @@ def _check_layers(options: Mapping[str, Any]) -> None:
             raise ValueError(f"`n_layers` is {value}, but may be {_MAX_LAYERS} at most")
 
 
+def _to_frame(history: Mapping[str, tuple[Any, ...]]) -> pd.DataFrame:
+    return pd.DataFrame({name: [math.nan if v is None else v for v in values] for name, values in history.items()})
+
+
 def _schemas(state: _State) -> dict[str, FeatureSchema]:
     parts = {"user_features": state.user_features, "item_features": state.item_features}
     if (state.context is not None) != state.reading.context:
@@ -593,30 +605,35 @@ def _schema(features: _Features) -> FeatureSchema:
         raise ValueError(f"there are other features than `kind` {features.kind} has")
     if not {name for name, _ in values} <= set(fields):
         raise ValueError("there are values of features that are not among the `fields`")
-    if any(len(set(names)) < len(names) for names in (fields, values, numeric)):
-        raise ValueError("there are features or values of features twice")
     return schema
 
 
 def _ids_from_parquet(data: bytes, dtype: str) -> np.ndarray:
     # Texts are read as a dictionary: else a file of few bytes may repeat a long one until the memory is full.
     file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=["id"])
-    metadata, schema = file.metadata, file.schema_arrow
-    if schema.names != ["id"] or schema.field(0).nullable or schema.metadata or metadata.metadata:
+    schema, n_rows = file.schema_arrow, file.metadata.num_rows
+    if schema.names != ["id"] or schema.field(0).nullable or file.metadata.metadata:
         raise ValueError("it must have the one column `id`, without missing values, and nothing else")
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    if any(group.num_rows < 0 or group.column(0).compression != "UNCOMPRESSED" for group in groups):
-        raise ValueError("it must not be compressed")
-    n_rows = sum(group.num_rows for group in groups)
     if not 0 < 4 * n_rows <= len(data):
         raise ValueError(f"it can't have {n_rows} rows")
-    ids = _ids_from_arrow(file.read(use_threads=False).column(0), dtype)
+    parts, size = [], 0
+    # In parts, to stop where a compressed file holds more than its size. That it is compressed can't be asked: on
+    # some damaged files the question alone ends the process (pyarrow 23).
+    for batch in file.iter_batches(_IDS_AT_ONCE, use_threads=False):
+        column = batch.column(0)
+        size += 4 * len(column)
+        if pa.types.is_dictionary(column.type):
+            size += pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+        if size > len(data):
+            raise ValueError("it must not be compressed, and ids must not be there twice")
+        parts.append(_ids_from_arrow(column, dtype))
+    ids = np.concatenate(parts)
     if len(ids) != n_rows or not pd.Index(ids).is_unique:
         raise ValueError("ids are missing or there twice")
     return ids
 
 
-def _ids_from_arrow(column: pa.ChunkedArray, dtype: str) -> np.ndarray:
+def _ids_from_arrow(column: pa.Array, dtype: str) -> np.ndarray:
     is_text = pa.types.is_dictionary(column.type)
     kind = column.type.value_type if is_text else column.type
     if dtype not in ("object", *_ID_TYPES):
@@ -625,13 +642,11 @@ def _ids_from_arrow(column: pa.ChunkedArray, dtype: str) -> np.ndarray:
         raise ValueError(f"ids of the type {kind} don't fit the type {dtype} of state.json")
     if column.null_count:
         raise ValueError("ids are missing")
-    if is_text and any(len(pc.unique(chunk.indices)) < len(chunk) for chunk in column.chunks):
-        raise ValueError("ids are there twice")
-    if dtype != "object":
+    if not is_text:
         return column.to_numpy().astype(dtype)
-    ids = np.empty(len(column), dtype=object)
-    ids[:] = column.to_pylist()
-    return ids
+    if len(pc.unique(column.indices)) < len(column):
+        raise ValueError("ids are there twice")
+    return column.dictionary_decode().to_numpy(zero_copy_only=False)
 
 
 def _make_reader(
