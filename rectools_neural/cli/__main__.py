@@ -1,0 +1,5 @@
+"""`python -m rectools_neural.cli`."""
+
+from . import app
+
+app()

@@ -1,0 +1,69 @@
+"""A split of the data and the metrics of a model on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+from rectools import Columns
+from rectools.dataset import Dataset
+from rectools.metrics import MAP, NDCG, CatalogCoverage, Recall, calc_metrics
+from rectools.models.base import ModelBase
+
+from ..config import ValidationConfig
+from ..models.base import hold_out
+from .errors import InputError
+
+
+def split_dataset(dataset: Dataset, name: str, size: float | None) -> tuple[Dataset, pd.DataFrame]:
+    """
+    Split a dataset.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        What to split.
+    name : {"random", "time", "last_n"}
+        The rule.
+    size : float, optional
+        The share to hold out, or the rows a user for "last_n".
+
+    Returns
+    -------
+    Dataset, pd.DataFrame
+        The training part; the held-out rows that can be found: of users and items of the training part, which the
+        user has not seen there.
+    """
+    try:
+        rule = ValidationConfig.model_validate({"name": name, "size": size})
+        train, held_out = hold_out(dataset, rule, seed=0)
+    except ValidationError as error:
+        raise InputError(f"--size: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+    except ValueError as error:
+        raise InputError(f"--split and --size: {error}") from error
+    seen = train.get_raw_interactions()
+    is_known = held_out[Columns.User].isin(seen[Columns.User]) & held_out[Columns.Item].isin(seen[Columns.Item])
+    pairs = list(Columns.UserItem)
+    is_seen = pd.MultiIndex.from_frame(held_out[pairs]).isin(pd.MultiIndex.from_frame(seen[pairs]))
+    test = held_out[is_known & ~is_seen].drop_duplicates(pairs)
+    if test.empty:
+        raise InputError(
+            f"--split {name} holds out no row of a user and an item that are in the training part: change --split or "
+            "--size"
+        )
+    return train, test
+
+
+def measure(model: ModelBase[Any], train: Dataset, test: pd.DataFrame, k: int) -> dict[str, float]:
+    """Metrics of the top `k` for the users of the test part."""
+    reco = model.recommend(pd.unique(test[Columns.User]), train, k, filter_viewed=True)
+    metrics = {
+        f"ndcg@{k}": NDCG(k, divide_by_achievable=True),
+        f"recall@{k}": Recall(k),
+        f"map@{k}": MAP(k),
+        f"coverage@{k}": CatalogCoverage(k, normalize=True),
+    }
+    catalog = train.get_raw_interactions()[Columns.Item].unique()
+    values = calc_metrics(metrics, reco, test, catalog=catalog)
+    return {name: float(values[name]) for name in metrics}

@@ -1,0 +1,92 @@
+"""Results as files, written whole or not at all, and on the screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN = 50  # rows of a table on a terminal
+
+
+def check_output(path: Path | None, overwrite: bool, formats: tuple[str, ...]) -> None:
+    """Refuse, before any work, a file that could not or must not be written."""
+    if path is None:
+        return
+    if path.suffix not in formats:
+        raise InputError(f"--output {path} is of no known format: name a file that ends in {', '.join(formats)}")
+    if path.is_dir():
+        raise InputError(f"--output {path} is a folder: name a file")
+    _check_place(path, overwrite)
+
+
+def check_folder(path: Path, overwrite: bool) -> None:
+    """Refuse, before any work, a folder that could not or must not be replaced."""
+    if path.is_file():
+        raise InputError(f"--output {path} is a file: name a folder")
+    if path.is_dir() and any(path.iterdir()):
+        if not (path / "config.json").is_file():
+            raise InputError(f"--output {path} has other files than those of a model: name another folder")
+        _check_place(path, overwrite)
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise InputError(f"--output {path} exists: name another one, or allow to replace it with --overwrite")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--output {path}: there is no folder {path.parent}; make it first")
+
+
+def write(path: Path, save: Callable[[Path], object]) -> None:
+    """Let `save` write to a temporary name beside the file, and move it to its place."""
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    try:
+        save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write an object as JSON."""
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write recommendations in the format that the name tells."""
+    from ..export import to_jsonl
+
+    if path.suffix == ".csv":
+        write(path, lambda temporary: table.to_csv(temporary, index=False))
+    elif path.suffix == ".parquet":
+        write(path, lambda temporary: table.to_parquet(temporary, index=False))
+    else:
+        to_jsonl(table, path)
+
+
+def show(table: pd.DataFrame, title: str) -> None:
+    """Print a table for people on a terminal, and as CSV for programs anywhere else."""
+    if not sys.stdout.isatty():
+        table.to_csv(sys.stdout, index=False)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title, title_justify="left")
+    for name in table.columns:
+        shown.add_column(str(name), justify="right" if table[name].dtype.kind in "if" else "left")
+    for row in table.head(_SHOWN).itertuples(index=False):
+        shown.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row))
+    if len(table) > _SHOWN:
+        shown.caption = f"{len(table) - _SHOWN} more rows: --output FILE writes all of them"
+    Console(markup=False).print(shown)
