@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,15 @@ def assert_equal(model: Any, expected: Any) -> None:
     assert_frame_equal(history, expected_history)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A forked process has no other, and the number of threads changes the last digits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def dataset(make_frames: Any) -> Dataset:
     return make_frames().dataset()
@@ -74,7 +85,6 @@ def fit_and_be_killed(config: dict[str, Any], dataset: Dataset, folder: Path, st
     if pid == 0:
         try:
             Kill.steps_left = steps
-            torch.set_num_threads(1)  # the threads of the parent are not there any more
             make(config, get_trainer_func=killed_trainer).fit(dataset, checkpoint_dir=folder)
         finally:
             os._exit(0)
@@ -116,14 +126,13 @@ def test_a_kill_of_the_whole_process(dataset: Dataset, tmp_path: Path) -> None:
     """From nothing but the files: the second process knows nothing of the first."""
     code = (
         "import sys; sys.path[:0] = sys.argv[1].split(':')\n"
+        "import torch; torch.set_num_threads(1)\n"
         "import pickle, test_checkpoint as test\n"
         "dataset = pickle.load(open(sys.argv[2], 'rb'))\n"
         "test.Kill.steps_left = int(sys.argv[3])\n"
         "make = test.make({'cls': 'MultVAEModel'}, get_trainer_func=test.killed_trainer)\n"
         "make.fit(dataset, checkpoint_dir=sys.argv[4]).save(sys.argv[5])\n"
     )
-    import pickle
-
     (tmp_path / "data").write_bytes(pickle.dumps(dataset))
     root = Path(__file__).parents[2]
     arguments = [f"{Path(__file__).parent}:{root}", tmp_path / "data", "13", tmp_path / "folder", tmp_path / "model"]
