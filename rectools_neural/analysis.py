@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -19,6 +18,7 @@ from rectools.exceptions import NotFittedError
 
 from .data.reader import match
 from .errors import did_you_mean
+from .files import replacing
 from .models.base import NeuralModelBase
 from .models.two_sided import TwoSidedModel
 from .registry import MODELS
@@ -381,12 +381,8 @@ def save_figure(figure: go.Figure, path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"There is no folder {str(target.parent)!r} to write {target.name!r} to: make it first")
     is_page = target.suffix.lower() == ".html"
     content = figure.to_html(include_plotlyjs=True).encode() if is_page else _image(figure)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
+    with replacing(target) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------- vectors

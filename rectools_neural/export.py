@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from rectools import Columns
 from tqdm.auto import tqdm
+
+from .files import replacing
 
 
 def to_jsonl(
@@ -61,14 +61,8 @@ def to_jsonl(
     order = np.lexsort(keys)
     ids = reco[Columns.Item].to_numpy()[order].tolist()
     ends = np.cumsum(np.bincount(codes, minlength=len(users))).tolist()
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            start = 0
-            for name, end in zip(tqdm(users.tolist(), disable=not verbose, unit="user"), ends, strict=True):
-                file.write(json.dumps({user: name, items: ids[start:end]}, ensure_ascii=False, default=str) + "\n")
-                start = end
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("x", encoding="utf-8") as file:
+        start = 0
+        for name, end in zip(tqdm(users.tolist(), disable=not verbose, unit="user"), ends, strict=True):
+            file.write(json.dumps({user: name, items: ids[start:end]}, ensure_ascii=False, default=str) + "\n")
+            start = end

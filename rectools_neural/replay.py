@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +24,7 @@ from typing_extensions import Self
 
 from .data.features import Features
 from .data.reader import match
+from .files import replacing
 from .models.pack import PackModel
 from .registry import model_from_config
 
@@ -265,7 +264,7 @@ class ReplayRecommender:
         """
         _check_file(path, "path")
         content = pickle.dumps({"model": self.model.dumps(), "ids": self._ids})
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_bytes(content)
 
     @classmethod
@@ -771,7 +770,7 @@ def _answer(recommended: pd.DataFrame, dataset: ReplayDataset, path: str | os.Pa
     table = recommended.set_axis(names, axis=1).reset_index(drop=True)
     if path is None:
         return _like(table, dataset, "float")
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         table.to_parquet(temporary, index=False)
     return None
 
@@ -790,15 +789,3 @@ def _like(table: pd.DataFrame, dataset: ReplayDataset, spark_type: str) -> Frame
     return table.astype(
         {name: frame[name].dtype for name in ids if not isinstance(frame[name].dtype, pd.CategoricalDtype)}
     )
-
-
-@contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary file that takes the place of `path` when it is complete, or vanishes."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

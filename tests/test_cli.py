@@ -24,7 +24,6 @@ from rectools_neural import DSSMModel, from_pretrained
 testing = pytest.importorskip("typer.testing", reason="pip install rectools-neural[cli]")
 
 from rectools_neural.cli.commands import app  # noqa: E402
-from rectools_neural.cli.output import write  # noqa: E402
 
 OPTIONS = {"epochs": 3, "n_factors": 8}
 SETTINGS = [part for name, value in OPTIONS.items() for part in ("--set", f"{name}={value}")]
@@ -451,18 +450,6 @@ def test_a_failure_of_the_work(files: Path, tmp_path: Path) -> None:
     assert "`device`" in refused(*fit, code=1)
     assert isinstance(run(*fit, "--debug").exception, ValueError)
     assert os.listdir(tmp_path) == []
-
-
-def test_a_failure_while_writing_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    def save(path: Path) -> None:
-        path.write_text("half")
-        raise OSError("No space left on device")
-
-    (tmp_path / "reco.csv").write_text("before")
-    with pytest.raises(OSError, match="No space"):
-        write(tmp_path / "reco.csv", save)
-    assert os.listdir(tmp_path) == ["reco.csv"]
-    assert (tmp_path / "reco.csv").read_text() == "before"
 
 
 def test_ctrl_c(files: Path, tmp_path: Path) -> None:

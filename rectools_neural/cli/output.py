@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import replacing
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -46,20 +44,11 @@ def _check_place(path: Path, overwrite: bool) -> None:
         raise InputError(f"--output {path}: there is no folder {path.parent}; make it first")
 
 
-def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Let `save` write to a temporary name beside the file, and move it to its place."""
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-    try:
-        save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write an object as JSON."""
     text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
-    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -67,9 +56,11 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     from ..export import to_jsonl
 
     if path.suffix == ".csv":
-        write(path, lambda temporary: table.to_csv(temporary, index=False))
+        with replacing(path) as temporary:
+            table.to_csv(temporary, index=False)
     elif path.suffix == ".parquet":
-        write(path, lambda temporary: table.to_parquet(temporary, index=False))
+        with replacing(path) as temporary:
+            table.to_parquet(temporary, index=False)
     else:
         to_jsonl(table, path)
 
