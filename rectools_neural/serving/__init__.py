@@ -1,0 +1,1 @@
+"""A service over HTTP for the folders that `save_pretrained` writes."""
