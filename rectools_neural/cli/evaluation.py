@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,6 +17,7 @@ from rectools.models.base import ModelBase
 from ..config import ValidationConfig
 from ..models.base import hold_out
 from .errors import InputError
+from .options import SplitOptions
 
 
 def split_dataset(dataset: Dataset, name: str, size: float | None) -> tuple[Dataset, pd.DataFrame]:
@@ -67,3 +71,20 @@ def measure(model: ModelBase[Any], train: Dataset, test: pd.DataFrame, k: int) -
     catalog = train.get_raw_interactions()[Columns.Item].unique()
     values = calc_metrics(metrics, reco, test, catalog=catalog)
     return {name: float(values[name]) for name in metrics}
+
+
+def read_metric(text: str) -> tuple[str, int]:
+    """Read the name and the k of a metric such as ndcg@10."""
+    found = re.fullmatch(r"(ndcg|recall|map)@([1-9][0-9]{0,8})", text)
+    if found is None:
+        raise InputError(f"--metric {text}: write ndcg, recall or map with the number of items, such as ndcg@10")
+    return found[1], int(found[2])
+
+
+def describe_split(data: Path, held: SplitOptions, train: Dataset, test: pd.DataFrame) -> dict[str, Any]:
+    """Tell on what a model was measured, for files of results."""
+    return {
+        "split": {"name": held.split.value, "size": held.size, "seed": 0},
+        "data": {"file": data.name, "train_rows": len(train.interactions.df), "test_rows": len(test)},
+        "versions": {name: version(name) for name in ("rectools-neural", "rectools", "torch")},
+    }
