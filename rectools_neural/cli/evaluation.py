@@ -61,14 +61,16 @@ def split_dataset(dataset: Dataset, name: str, size: float | None) -> tuple[Data
 
 def measure(model: ModelBase[Any], train: Dataset, test: pd.DataFrame, k: int) -> dict[str, float]:
     """Metrics of the top `k` for the users of the test part."""
-    reco = model.recommend(pd.unique(test[Columns.User]), train, k, filter_viewed=True)
-    metrics = {
-        f"ndcg@{k}": NDCG(k, divide_by_achievable=True),
-        f"recall@{k}": Recall(k),
-        f"map@{k}": MAP(k),
-        f"coverage@{k}": CatalogCoverage(k, normalize=True),
-    }
     catalog = train.get_raw_interactions()[Columns.Item].unique()
+    # There are no more items to rank, and metrics take time for each place.
+    depth = min(k, len(catalog))
+    reco = model.recommend(pd.unique(test[Columns.User]), train, depth, filter_viewed=True)
+    metrics = {
+        f"ndcg@{k}": NDCG(depth, divide_by_achievable=True),
+        f"recall@{k}": Recall(depth),
+        f"map@{k}": MAP(depth),
+        f"coverage@{k}": CatalogCoverage(depth, normalize=True),
+    }
     values = calc_metrics(metrics, reco, test, catalog=catalog)
     return {name: float(values[name]) for name in metrics}
 

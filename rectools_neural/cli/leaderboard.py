@@ -222,6 +222,7 @@ _PAGE = """<!DOCTYPE html>
 body {{ margin: 2rem auto; padding: 0 1rem; max-width: 76rem; color: var(--text); background: var(--page);
   font: 15px/1.5 system-ui, sans-serif; }}
 p, summary {{ color: var(--soft); }}
+details {{ margin-top: 1.5rem; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }}

@@ -221,7 +221,7 @@ class Tuning:
                     self.finished += 1
                 except Exception as error:
                     study.tell(trial, state=failed)
-                    last = _warn(json.dumps(values, default=str), error, run)
+                    last = _warn(f"trial {number + 1} with {json.dumps(values, default=str)}", error, run)
                 advance(self._said())
         if not self.finished:
             raise WorkError(f"all trials failed, the last one with {last}")
@@ -273,12 +273,13 @@ def _study() -> Iterator[tuple[Any, Any]]:
 def describe(tuning: Tuning, data: Path, held: SplitOptions) -> str:
     """Write what a search has found as YAML for `fit --config`, with comments that tell how it came about."""
     start = "failed" if tuning.start is None else f"{tuning.start:.6f}"
-    size = "" if held.size is None else f" --size {held.size:g}"
+    size, option = ("", "") if held.size is None else (f", size {held.size:g}", f" --size {held.size:g}")
+    name = held.split.value
     comments = [
         f"The best options that `rectools-neural tune` found on {json.dumps(data.name)} in {tuning.finished} trials.",
         f"{tuning.metric} on validation rows: {tuning.value:.6f}; of the options without the search: {start}.",
-        f"Split: {held.split.value}, size {held.size or 'as usual'}, seed 0, cut twice: `evaluate --split "
-        f"{held.split.value}{size}` holds out rows that the search has not seen.",
+        f"Split: {name}{size}, seed 0, cut twice. `evaluate --split {name}{option}` holds out rows that the search has",
+        "not seen; they count as misses above, so that its figures are higher.",
         f"Searched: {', '.join(tuning.space)}.",
     ]
     text = yaml.safe_dump(tuning.best, sort_keys=False, allow_unicode=True)
