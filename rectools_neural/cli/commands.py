@@ -360,10 +360,13 @@ def tune(
             raise
     write_text(output, describe(tuning, data, held))
     if interrupted:
-        raise KeyboardInterrupt(f"interrupted; the best of {tuning.finished} trials is in {output}")
-    rows = [("without the search", tuning.start), (f"the best of {tuning.finished} trials", tuning.value)]
+        raise KeyboardInterrupt(f"interrupted after {tuning.finished} trials; the best options so far are in {output}")
+    rows = [("without the search", tuning.start), ("with the search", tuning.value)]
     show(pd.DataFrame(rows, columns=[cls, metric]), f"{len(validation)} validation rows, split {held.split.value}")
-    note(f"the best options are in {output}: rectools-neural fit {data} --config {output} --output FOLDER", run.quiet)
+    if tuning.best == options:
+        note(f"no trial was better than the options without the search, which are in {output}", run.quiet)
+    else:
+        note(f"the best options are in {output}: rectools-neural fit {data} --config {output} --output ...", run.quiet)
 
 
 @app.command(

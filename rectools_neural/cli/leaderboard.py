@@ -140,8 +140,9 @@ def measure_all(
     jobs = [(candidate, seed) for candidate in candidates for seed in _seeds(candidate, seeds)]
     measured: dict[str, list[dict[str, float]]] = {candidate.name: [] for candidate in candidates}
     errors: dict[str, str] = {}
-    with progress(len(jobs), run.quiet) as advance:
-        for candidate, seed in jobs:
+    with progress(len(jobs), run.quiet) as update:
+        for number, (candidate, seed) in enumerate(jobs):
+            update(number, candidate.name)
             if candidate.name not in errors:
                 try:
                     measured[candidate.name].append(_measure(candidate, seed, train, test, k))
@@ -149,7 +150,6 @@ def measure_all(
                     if run.debug:
                         traceback.print_exc()
                     errors[candidate.name] = f"{type(error).__name__}: {error}"
-            advance(candidate.name)
     names = [f"{metric}@{k}" for metric in ("ndcg", "recall", "map", "coverage")]
     rows = [_row(name, [] if name in errors else fits, names, errors.get(name, "")) for name, fits in measured.items()]
     table = pd.DataFrame(rows).sort_values(names[0], ascending=False, kind="stable", ignore_index=True)

@@ -27,7 +27,8 @@ def check_output(path: Path | None, overwrite: bool, formats: tuple[str, ...]) -
         raise InputError(f"--output {path} is of no known format: name a file that ends in {', '.join(formats)}")
     if path.is_dir():
         raise InputError(f"--output {path} is a folder: name a file")
-    _check_place(path, overwrite)
+    _check_free(path, overwrite)
+    _check_writable(path, path.absolute().parent)
 
 
 def check_folder(path: Path, overwrite: bool) -> None:
@@ -37,16 +38,20 @@ def check_folder(path: Path, overwrite: bool) -> None:
     if path.is_dir() and any(path.iterdir()):
         if not (path / "config.json").is_file():
             raise InputError(f"--output {path} has other files than those of a model: name another folder")
-        _check_place(path, overwrite)
+        _check_free(path, overwrite)
+    _check_writable(path, next(parent for parent in path.absolute().parents if parent.exists()))
 
 
-def _check_place(path: Path, overwrite: bool) -> None:
+def _check_free(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise InputError(f"--output {path} exists: name another one, or allow to replace it with --overwrite")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--output {path}: there is no folder {path.parent}; make it first")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise InputError(f"--output {path}: the folder {path.parent} can't be written to; name another one")
+
+
+def _check_writable(path: Path, parent: Path) -> None:
+    if not parent.is_dir():
+        raise InputError(f"--output {path}: there is no folder {parent}; make it first")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"--output {path}: the folder {parent} can't be written to; name another one")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -85,7 +90,7 @@ def is_terminal() -> bool:
 
 
 @contextmanager
-def progress(total: int, quiet: bool) -> Iterator[Callable[[str], None]]:
+def progress(total: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
     """
     Show on a terminal how far the work is, where results don't go.
 
@@ -99,7 +104,7 @@ def progress(total: int, quiet: bool) -> Iterator[Callable[[str], None]]:
     Yields
     ------
     callable
-        Ends a step, and takes what is to be said beside the bar.
+        Takes the number of finished steps and what is to be said beside the bar.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -108,7 +113,7 @@ def progress(total: int, quiet: bool) -> Iterator[Callable[[str], None]]:
     is_shown = sys.stderr.isatty() and not quiet
     with Progress(*columns, console=Console(stderr=True), disable=not is_shown, transient=True) as bar:
         task = bar.add_task("", total=total)
-        yield lambda said: bar.update(task, advance=1, description=said)
+        yield lambda done, said: bar.update(task, completed=done, description=said)
 
 
 def show(table: pd.DataFrame, title: str) -> None:

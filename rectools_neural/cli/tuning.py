@@ -205,12 +205,12 @@ class Tuning:
             If no trial succeeded.
         """
         started, last = time.monotonic(), ""
-        with _study() as (study, failed), progress(trials + 1, run.quiet) as advance:
+        with _study() as (study, failed), progress(trials + 1, run.quiet) as update:
             try:
                 self.start = self._measure(self.options)
             except Exception as error:
                 _warn("the given options", error, run)
-            advance(self._said())
+            update(1, self._said())
             for number in range(trials):
                 if number and timeout is not None and time.monotonic() - started >= timeout:
                     break
@@ -222,7 +222,7 @@ class Tuning:
                 except Exception as error:
                     study.tell(trial, state=failed)
                     last = _warn(f"trial {number + 1} with {json.dumps(values, default=str)}", error, run)
-                advance(self._said())
+                update(number + 2, self._said())
         if not self.finished:
             raise WorkError(f"all trials failed, the last one with {last}")
 
@@ -276,7 +276,7 @@ def describe(tuning: Tuning, data: Path, held: SplitOptions) -> str:
     size, option = ("", "") if held.size is None else (f", size {held.size:g}", f" --size {held.size:g}")
     name = held.split.value
     comments = [
-        f"The best options that `rectools-neural tune` found on {json.dumps(data.name)} in {tuning.finished} trials.",
+        f"The best options that `rectools-neural tune` found on {json.dumps(data.name)}, trials: {tuning.finished}.",
         f"{tuning.metric} on validation rows: {tuning.value:.6f}; of the options without the search: {start}.",
         f"Split: {name}{size}, seed 0, cut twice. `evaluate --split {name}{option}` holds out rows that the search has",
         "not seen; they count as misses above, so that its figures are higher.",

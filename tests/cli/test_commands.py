@@ -355,6 +355,17 @@ def test_bad_features(table: dict[str, list[Any]], words: list[str], files: Path
     assert os.listdir(tmp_path) == ["items.parquet"]
 
 
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="This user may write anywhere")
+def test_folders_that_can_not_be_written_to(files: Path, plain: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        assert str(tmp_path) in refused("fit", files / "log.csv", "-o", tmp_path / "new" / "model")
+        assert str(tmp_path) in refused("tune", files / "log.csv", "-o", tmp_path / "best.yaml")
+        assert str(tmp_path) in refused("leaderboard", files / "log.csv", "-o", tmp_path / "report.html")
+    finally:
+        tmp_path.chmod(0o700)
+
+
 def test_other_bad_input(files: Path, plain: Path, tmp_path: Path) -> None:
     assert "did you mean 'fit'" in refused("fti").lower()
     assert "lost" in refused("recommend", tmp_path / "lost", "--interactions", files / "log.csv")
