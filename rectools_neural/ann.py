@@ -725,7 +725,7 @@ def _asking(model: TwoSidedModel[Any], index: ItemIndex, candidates: np.ndarray)
     twin = object.__new__(type(model))
     twin.__dict__.update(model.__dict__)
 
-    def rank_users(users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+    def rank_for(users: Users, k: int, seen: sparse.csr_matrix | None) -> Ranking:
         queries, dim = _vectors_on(model, _user_vectors, users), index._vectors.shape[1]
         if queries.shape[1] != dim:
             raise ValueError(
@@ -734,7 +734,7 @@ def _asking(model: TwoSidedModel[Any], index: ItemIndex, candidates: np.ndarray)
             )
         return index._rank_candidates(queries, k, seen, candidates)
 
-    twin.__dict__["_rank_users"] = rank_users
+    twin.__dict__["_ranker"] = lambda items: rank_for
     return twin
 
 

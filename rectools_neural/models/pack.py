@@ -24,7 +24,7 @@ from ..data.features import EncodedFeatures
 from ..data.reader import AlignedDataset, DatasetReader, Items, Users, match, seen_matrix
 from ..errors import did_you_mean
 from ..pretrained import StoredArrays, save_pretrained
-from ..ranking import Ranking, rank
+from ..ranking import Ranker, Ranking, rank
 from ..registry import MODELS
 
 _DENSE = 0.005  # share of the pairs
@@ -104,7 +104,7 @@ class PackModel(ModelBase[Config], Generic[Config]):
 
     Internal ids of a dataset shift when rows are added or reordered. A fitted model therefore keeps the external ids
     of its users and items and reads any later dataset through them. A model says how to rank items for users and for
-    items (`_rank_users`, `_rank_items`).
+    items (`_ranker`, `_rank_items`).
     """
 
     config_class: type[Config]
@@ -114,7 +114,8 @@ class PackModel(ModelBase[Config], Generic[Config]):
 
     _fitted: Fitted
 
-    def _rank_users(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+    def _ranker(self, items: Items) -> Ranker:
+        """Make what ranks these items for users; what follows from the items alone is computed once, here."""
         raise NotImplementedError
 
     def _rank_items(self, targets: Items, items: Items, k: int) -> Ranking:
@@ -302,11 +303,14 @@ class PackModel(ModelBase[Config], Generic[Config]):
         scores[judged] = self._score_pairs(users, items, rows[judged], columns[judged], context)
         return pairs.assign(**{Columns.Score: scores})
 
-    def _rank_all(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+    def _rank_all(
+        self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None, ranker: Ranker | None = None
+    ) -> Ranking:
         """Rank for users of all kinds: those of whom the model knows nothing get what is popular."""
         known = self._judges(users)
+        rank_for = ranker or self._ranker(items)
         if known.all():
-            return self._rank_users(users, items, k, seen)
+            return rank_for(users, k, seen)
         popularity = torch.from_numpy(self._fitted.reader.popularity[items.rows].astype(np.float32))
 
         def popular(rows: slice) -> torch.Tensor:
@@ -316,7 +320,7 @@ class PackModel(ModelBase[Config], Generic[Config]):
         for positions, is_known in ((np.flatnonzero(known), True), (np.flatnonzero(~known), False)):
             of_part = None if seen is None else seen[positions]
             if is_known:
-                ranking = self._rank_users(users.take(positions), items, k, of_part)
+                ranking = rank_for(users.take(positions), k, of_part)
             else:
                 ranking = rank(popular, len(positions), len(items), k, of_part)
             parts.append((positions[ranking[0]], *ranking[1:]))
