@@ -298,10 +298,16 @@ class PackModel(ModelBase[Config], Generic[Config]):
         unique_users, rows = np.unique(user_ids, return_inverse=True)
         unique_items, columns = np.unique(item_ids, return_inverse=True)
         users, items = reader.users(aligned, unique_users), aligned.items.take(unique_items)
+        return pairs.assign(**{Columns.Score: self._score_all_pairs(users, items, rows, columns, context)})
+
+    def _score_all_pairs(
+        self, users: Users, items: Items, rows: np.ndarray, columns: np.ndarray, context: EncodedFeatures | None
+    ) -> np.ndarray:
+        """As `_score_pairs`, for users of all kinds: those of whom the model knows nothing get what is popular."""
         judged = self._judges(users)[rows]
-        scores = reader.popularity[items.rows[columns]].astype(np.float32)
+        scores = self._fitted.reader.popularity[items.rows[columns]].astype(np.float32)
         scores[judged] = self._score_pairs(users, items, rows[judged], columns[judged], context)
-        return pairs.assign(**{Columns.Score: scores})
+        return scores
 
     def _rank_all(
         self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None, ranker: Ranker | None = None
@@ -327,6 +333,11 @@ class PackModel(ModelBase[Config], Generic[Config]):
         subjects, ranked, scores = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         order = np.argsort(subjects, kind="stable")
         return subjects[order], ranked[order], scores[order]
+
+    @property
+    def _uses_histories(self) -> bool:
+        """Whether the history of a user tells the model more than the row of the user."""
+        return True
 
     def _judges(self, users: Users) -> np.ndarray:
         """Tell for which users the model itself speaks, shape ``(n_users,)``; the others get what is popular."""

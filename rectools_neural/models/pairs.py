@@ -296,6 +296,10 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
             return super()._custom_transform_dataset_u2i(dataset, users, on_unsupported_targets)
         return self._fitted.reader.align(dataset, context=_by_user(context, np.asarray(users)))
 
+    @property
+    def _uses_histories(self) -> bool:
+        return _history_encoder(self._get_config()) is not None
+
     def _prepare(self, module: PairModule, items: Items) -> Side:
         return _sides(module, module.item_side, items).to(_DTYPES[self.ranking_precision])
 
