@@ -175,7 +175,7 @@ class PackModel(ModelBase[Config], Generic[Config]):
 
     # ------------------------------------------------------------------ files
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], dataset: Dataset | None = None) -> None:
         """
         Write the fitted model to a folder of plain files, without pickle; `rectools_neural.from_pretrained` loads it.
 
@@ -186,18 +186,31 @@ class PackModel(ModelBase[Config], Generic[Config]):
         ----------
         folder : path
             Where to. A folder of a saved model is replaced, and an empty one; any other is left alone.
+        dataset : Dataset, optional
+            Whose users the folder shall know: their histories and features as the model reads them. Without it the
+            folder has no users.
 
         Raises
         ------
         NotFittedError
             If the model is not fitted.
+        TypeError
+            If `dataset` is no dataset.
         FileExistsError
             If the folder has other files.
         ValueError
             If the model can't be held by the files: ids of mixed types, values of features that are neither strings
-            nor numbers, weights that are not finite.
+            nor numbers, weights that are not finite. If `dataset` has no interactions or other features than those of
+            the fit, or the model goes by a context.
         """
-        save_pretrained(self, folder)
+        if dataset is not None:
+            check_not_empty(dataset, "dataset")
+            if self.require_recommend_context:
+                raise ValueError(
+                    f"This {type(self).__name__} goes by the context of a recommendation, which stored users don't "
+                    "have: save it without `dataset`, or fit it without context columns"
+                )
+        save_pretrained(self, folder, dataset)
 
     def _arrays(self) -> dict[str, Any]:
         """Arrays and numbers that `_fitted` has besides the config and the reader, by name."""
