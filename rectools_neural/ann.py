@@ -12,8 +12,6 @@ import copy
 import hashlib
 import json
 import logging
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -32,9 +30,10 @@ from typing_extensions import Self
 
 from .data.reader import Items, Users, seen_matrix
 from .errors import did_you_mean
+from .files import find_folder, replacing_folder
 from .models.pack import check_not_empty
 from .models.two_sided import TwoSidedModel, _item_vectors, _user_vectors
-from .ranking import Ranking, rank_vectors
+from .ranking import Ranker, Ranking, rank_vectors
 
 try:
     import faiss
@@ -56,7 +55,7 @@ _QUERIES_AT_ONCE = 4096
 _PAIRS_AT_ONCE = 1 << 16
 
 _FORMAT = 1
-_MANIFEST, _ARRAYS, _IDS, _LISTS_FILE = "index.json", "arrays.npz", "ids.json", "lists.faiss"
+_FILES = _MANIFEST, _ARRAYS, _IDS, _LISTS_FILE = "index.json", "arrays.npz", "ids.json", "lists.faiss"
 
 _logger = logging.getLogger(__name__)
 
@@ -210,12 +209,15 @@ class ItemIndex:
         items = aligned.items.take(np.arange(len(reader.item_ids)))
         active = np.unique(dataset.interactions.df[Columns.User])
         index = cls._empty(_similarity_of(model), exact, seed, target_recall, threads, verbose)
-        index._fill(index._normalised(_vectors_on(model, _item_vectors, items)), _as_ids(reader.item_ids))
-        judged = torch.from_numpy(active[index._sampled(len(active))])
-        users = reader.users(aligned, judged.numpy())
-        seen = seen_matrix(aligned, judged.numpy(), np.arange(len(reader.item_ids)))
-        index._make_lists(index._normalised(_vectors_on(model, _user_vectors, users)), seen)
+        judged = active[index._sampled(len(active))]
+        seen = seen_matrix(aligned, judged, np.arange(len(reader.item_ids)))
+        index._fill_for(model, items, reader.users(aligned, judged), seen)
         return index
+
+    def _fill_for(self, model: TwoSidedModel[Any], items: Items, users: Users, seen: sparse.csr_matrix) -> None:
+        """Take in all items of a model; recall is measured on some users without their seen items."""
+        self._fill(self._normalised(_vectors_on(model, _item_vectors, items)), _as_ids(model._fitted.reader.item_ids))
+        self._make_lists(self._normalised(_vectors_on(model, _user_vectors, users)), seen)
 
     @classmethod
     def _empty(
@@ -603,27 +605,16 @@ class ItemIndex:
         Raises
         ------
         ValueError
-            If there is something else in its place.
+            If there is something else in its place, or in the folder.
         """
-        target = Path(folder)
+        target = find_folder(folder)
         if target.exists() and not (target / _MANIFEST).is_file():
             raise ValueError(f"`{target}` is there already and is no index: give another `folder`")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary, old = (target.with_name(f".{target.name}.{uuid.uuid4().hex}.{kind}") for kind in ("new", "old"))
-        temporary.mkdir()
-        try:
+        others = sorted({path.name for path in target.iterdir()} - set(_FILES)) if target.exists() else []
+        if others:
+            raise ValueError(f"`{target}` also has {others[:5]}, which would be lost: give another `folder`")
+        with replacing_folder(folder, _FILES) as temporary:
             self._write(temporary)
-            if target.exists():
-                target.rename(old)
-            try:
-                temporary.rename(target)
-            except OSError:
-                if old.exists():
-                    old.rename(target)
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
         arrays = {"vectors": self._vectors.numpy(), "labels": self._labels, "judged": self._judged.numpy()}
@@ -661,7 +652,7 @@ class ItemIndex:
         ValueError
             If the folder has no index, or a file is missing or not as it was written.
         """
-        source = Path(folder)
+        source = find_folder(folder)
         manifest = _read_manifest(source)
         index = cls._empty(*manifest["options"])
         index._radius, index._n_probed, index._n_listed, index.recall = manifest["lists"]
@@ -720,12 +711,41 @@ def _threads(n: int) -> Iterator[None]:
         faiss.omp_set_num_threads(earlier)
 
 
+def index_ranker(model: TwoSidedModel[Any], items: Items, users: Users) -> Ranker:
+    """
+    Rank the items that a model was fitted on by an index of them instead of one by one.
+
+    Parameters
+    ----------
+    model : TwoSidedModel
+        A fitted model.
+    items : Items
+        All items that it was fitted on, in its order.
+    users : Users
+        Those for whom it is to be fast.
+
+    Raises
+    ------
+    TypeError
+        If the model has no vectors.
+    """
+    _check_model(model)
+    index = ItemIndex._empty(_similarity_of(model), exact=False, seed=0, target_recall=0.98, threads=1, verbose=0)
+    judged = users.take(index._sampled(len(users)))
+    index._fill_for(model, items, judged, judged.histories.to_csr())
+
+    def rank_for(asking: Users, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+        return index._rank(index._normalised(_vectors_on(model, _user_vectors, asking)), k, seen, None)
+
+    return rank_for
+
+
 def _asking(model: TwoSidedModel[Any], index: ItemIndex, candidates: np.ndarray) -> TwoSidedModel[Any]:
     """Make a twin of a model that shares its state and asks the index; the model itself stays as it is."""
     twin = object.__new__(type(model))
     twin.__dict__.update(model.__dict__)
 
-    def rank_users(users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+    def rank_for(users: Users, k: int, seen: sparse.csr_matrix | None) -> Ranking:
         queries, dim = _vectors_on(model, _user_vectors, users), index._vectors.shape[1]
         if queries.shape[1] != dim:
             raise ValueError(
@@ -734,7 +754,7 @@ def _asking(model: TwoSidedModel[Any], index: ItemIndex, candidates: np.ndarray)
             )
         return index._rank_candidates(queries, k, seen, candidates)
 
-    twin.__dict__["_rank_users"] = rank_users
+    twin.__dict__["_ranker"] = lambda items: rank_for
     return twin
 
 
