@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("plotly", reason="plotly is not installed")
-pytest.importorskip("umap", reason="umap-learn is not installed")
 
 from models.contract import make_model
 from rectools.dataset import Dataset
@@ -25,7 +24,7 @@ BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"),
-    *("--virtual-time-budget=5000", "--dump-dom"),
+    *("--virtual-time-budget=1000", "--dump-dom"),
 )
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
 
@@ -96,8 +95,8 @@ def test_leaderboard(dataset: Dataset, tmp_path: Path, open_page: Callable[[Path
     names = frame["model"].tolist()
     assert f'data-descending="{",".join(names)}"' in document
     assert f'data-ascending="{",".join(names[::-1])}"' in document
+    # Of train and test two histograms each; two genres and a curve.
     assert [drawn(document, kind) for kind in ("bars", "scatter", "legend")] == [4, 3, 3]
-    assert drawn(document, "point") == 24 + len(re.findall(r'class="point"><path', document))
 
 
 def test_similarity_distributions(
@@ -112,16 +111,13 @@ def test_similarity_distributions(
         assert f">{text}</text>" in document
 
 
-@pytest.mark.parametrize("method", ["pca", "tsne", "umap"])
-def test_embedding_map(
-    method: Any, model: Any, dataset: Dataset, tmp_path: Path, open_page: Callable[[Path], str]
-) -> None:
+def test_embedding_map(model: Any, dataset: Dataset, tmp_path: Path, open_page: Callable[[Path], str]) -> None:
     page = tmp_path / "page.html"
-    save_figure(embedding_map(model, dataset, method=method, color="genre"), page)
+    save_figure(embedding_map(model, dataset, color="genre"), page)
     document = open_page(page)
     assert drawn(document, "scatter") == 2
     assert drawn(document, "point") == 24
-    for text in ("c0", "c1", "genre"):
+    for text in ("c0", "c1", "genre", "PCA 1", "PCA 2"):
         assert f">{text}</text>" in document
 
 
@@ -129,6 +125,6 @@ def test_training_curves(model: Any, tmp_path: Path, open_page: Callable[[Path],
     page = tmp_path / "page.html"
     save_figure(training_curves({"one": model, "other": model}), page)
     document = open_page(page)
-    assert drawn(document, "js-line") == 2
+    assert drawn(document, "scatter") == 2
     for text in ("loss", "epoch", "one", "other"):
         assert f">{text}</text>" in document
