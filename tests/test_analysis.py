@@ -284,10 +284,13 @@ class TestSaveFigure:
         target.write_text("old")
         save_figure(training_curves(model), target)
         text = target.read_text(encoding="utf-8")
-        assert text.startswith(("<html>", "<!doctype html>"))
+        assert text.startswith("<!DOCTYPE html>")
+        assert '<meta name="viewport"' in text
         assert text.rstrip().endswith("</html>")
         assert "<script src=" not in text
         assert list(tmp_path.iterdir()) == [target]
+        save_figure(training_curves(model), target)
+        assert target.read_text(encoding="utf-8") == text
 
     def test_image(self, model: Any, tmp_path: Path) -> None:
         """A whole image, or a word on what is missing and no file."""
