@@ -460,12 +460,14 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
 
     def _on_device(self, infer: Callable[[Any], Result]) -> Result:
         """Run an inference on the module where it is fastest; the fitted module itself stays on the CPU."""
-        module = self._fitted.module.to(self._inference_device())
-        try:
-            with torch.inference_mode():
+        module, device = self._fitted.module, self._inference_device()
+        with torch.inference_mode():
+            if device.type == "cpu":
                 return infer(module)
-        finally:
-            module.cpu()
+            try:
+                return infer(module.to(device))
+            finally:
+                module.cpu()
 
     def _inference_device(self) -> torch.device:
         if self.device == "auto":

@@ -244,6 +244,9 @@ def encode_in_chunks(module: nn.Module, encode: Callable[[Any], torch.Tensor], e
 def in_chunks(module: nn.Module, entities: Users | Items) -> Iterator[Any]:
     """Batches of users or items where the module is, at least one."""
     device = next(module.parameters()).device
+    if len(entities) <= _CHUNK:  # nothing to cut
+        yield entities.batch().to(device)
+        return
     positions = np.arange(len(entities))
-    for start in range(0, max(len(positions), 1), _CHUNK):
+    for start in range(0, len(positions), _CHUNK):
         yield entities.take(positions[start : start + _CHUNK]).batch().to(device)
