@@ -34,7 +34,7 @@ from .data.reader import Items, Users, seen_matrix
 from .errors import did_you_mean
 from .models.pack import check_not_empty
 from .models.two_sided import TwoSidedModel, _item_vectors, _user_vectors
-from .ranking import Ranking, rank_vectors
+from .ranking import Ranker, Ranking, rank_vectors
 
 try:
     import faiss
@@ -210,12 +210,15 @@ class ItemIndex:
         items = aligned.items.take(np.arange(len(reader.item_ids)))
         active = np.unique(dataset.interactions.df[Columns.User])
         index = cls._empty(_similarity_of(model), exact, seed, target_recall, threads, verbose)
-        index._fill(index._normalised(_vectors_on(model, _item_vectors, items)), _as_ids(reader.item_ids))
-        judged = torch.from_numpy(active[index._sampled(len(active))])
-        users = reader.users(aligned, judged.numpy())
-        seen = seen_matrix(aligned, judged.numpy(), np.arange(len(reader.item_ids)))
-        index._make_lists(index._normalised(_vectors_on(model, _user_vectors, users)), seen)
+        judged = active[index._sampled(len(active))]
+        seen = seen_matrix(aligned, judged, np.arange(len(reader.item_ids)))
+        index._fill_for(model, items, reader.users(aligned, judged), seen)
         return index
+
+    def _fill_for(self, model: TwoSidedModel[Any], items: Items, users: Users, seen: sparse.csr_matrix) -> None:
+        """Take in all items of a model; recall is measured on some users without their seen items."""
+        self._fill(self._normalised(_vectors_on(model, _item_vectors, items)), _as_ids(model._fitted.reader.item_ids))
+        self._make_lists(self._normalised(_vectors_on(model, _user_vectors, users)), seen)
 
     @classmethod
     def _empty(
@@ -720,12 +723,41 @@ def _threads(n: int) -> Iterator[None]:
         faiss.omp_set_num_threads(earlier)
 
 
+def index_ranker(model: TwoSidedModel[Any], items: Items, users: Users) -> Ranker:
+    """
+    Rank the items that a model was fitted on by an index of them instead of one by one.
+
+    Parameters
+    ----------
+    model : TwoSidedModel
+        A fitted model.
+    items : Items
+        All items that it was fitted on, in its order.
+    users : Users
+        Those for whom it is to be fast.
+
+    Raises
+    ------
+    TypeError
+        If the model has no vectors.
+    """
+    _check_model(model)
+    index = ItemIndex._empty(_similarity_of(model), exact=False, seed=0, target_recall=0.98, threads=1, verbose=0)
+    judged = users.take(index._sampled(len(users)))
+    index._fill_for(model, items, judged, judged.histories.to_csr())
+
+    def rank_for(asking: Users, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+        return index._rank(index._normalised(_vectors_on(model, _user_vectors, asking)), k, seen, None)
+
+    return rank_for
+
+
 def _asking(model: TwoSidedModel[Any], index: ItemIndex, candidates: np.ndarray) -> TwoSidedModel[Any]:
     """Make a twin of a model that shares its state and asks the index; the model itself stays as it is."""
     twin = object.__new__(type(model))
     twin.__dict__.update(model.__dict__)
 
-    def rank_users(users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+    def rank_for(users: Users, k: int, seen: sparse.csr_matrix | None) -> Ranking:
         queries, dim = _vectors_on(model, _user_vectors, users), index._vectors.shape[1]
         if queries.shape[1] != dim:
             raise ValueError(
@@ -734,7 +766,7 @@ def _asking(model: TwoSidedModel[Any], index: ItemIndex, candidates: np.ndarray)
             )
         return index._rank_candidates(queries, k, seen, candidates)
 
-    twin.__dict__["_rank_users"] = rank_users
+    twin.__dict__["_ranker"] = lambda items: rank_for
     return twin
 
 

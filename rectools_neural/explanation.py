@@ -127,7 +127,28 @@ def explain(model: PackModel[Any], dataset: Dataset, user: Any, item: Any) -> Ex
     >>> print(explain(model, dataset, user=1, item=300).sentence())  # doctest: +SKIP
     """
     reader = _checked_reader(model, dataset)
-    subject, candidate = _read_pair(model, reader, dataset, user, item)
+    return explain_pair(model, *_read_pair(model, reader, dataset, user, item), user, item)
+
+
+def explain_pair(model: PackModel[Any], subject: Users, candidate: Items, user: Any, item: Any) -> Explanation:
+    """
+    As `explain`, of a pair that has been read already.
+
+    Parameters
+    ----------
+    model : PackModel
+        A fitted model without context.
+    subject, candidate : Users, Items
+        The pair, one of each.
+    user, item : object
+        What to call them.
+
+    Returns
+    -------
+    Explanation
+        As of `explain`.
+    """
+    reader = model._fitted.reader
     if not model._judges(subject)[0]:
         score = float(reader.popularity[candidate.rows[0]])
         table = _sorted_table([(REST, "popularity", None, score)])

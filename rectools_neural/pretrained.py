@@ -1,5 +1,5 @@
 """
-Fitted models as folders of plain files: JSON, safetensors and parquet.
+Fitted models, with their users if wanted, as folders of plain files: JSON, safetensors and parquet.
 
 Nothing in the files is code or names code. They are read with suspicion: sizes and checksums first, then the structure,
 the shapes, types and ranges of all arrays. The types of what is built follow from the class of the model alone, which
@@ -16,7 +16,8 @@ import os
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,22 +35,30 @@ from scipy import sparse
 from .data.batches import FeatureSchema
 from .data.context import ContextEncoder
 from .data.features import EncodedFeatures, FeatureEncoder
-from .data.reader import DatasetReader, Reading
+from .data.histories import Histories
+from .data.reader import DatasetReader, Reading, Users, match
 from .registry import MODELS
 
 if TYPE_CHECKING:
+    from rectools.dataset import Dataset
+
     from .models.pack import PackModel
 
 FORMAT = 1
 CONFIG, STATE, WEIGHTS = "config.json", "state.json", "weights.safetensors"
 USER_IDS, ITEM_IDS = "user_ids.parquet", "item_ids.parquet"
 _CONTENTS = (STATE, WEIGHTS, USER_IDS, ITEM_IDS)
+# Both or neither: the users of a dataset, who may be others than those of the fit.
+KNOWN_USER_IDS, USERS = "known_user_ids.parquet", "users.safetensors"
+_OF_USERS = (KNOWN_USER_IDS, USERS)
+_ALL = (CONFIG, *_CONTENTS, *_OF_USERS)
 _PACKAGES = ("rectools-neural", "rectools", "torch", "numpy", "pandas", "scipy", "safetensors", "pyarrow")
 # The Trainer is of the program that trains, not of the model, and its maker is code.
 _NOT_SAVED = ("get_trainer_func", "get_trainer_func_kwargs")
 _MAX_CONFIG = 1 << 16  # bytes; nothing tells beforehand how large it must be
 _MAX_LAYERS = 1000  # layers are built one by one, and no weights need stand behind the number
 _IDS_AT_ONCE = 1 << 16
+_ATTEMPTS = 100  # to read a folder that is replaced meanwhile
 _AGAIN = "Get the folder again from where it came from, or save the model again with `save_pretrained`"
 
 # ---------------------------------------------------------------------- structure of the JSON files
@@ -97,6 +106,7 @@ class _State(_Strict):
     context: _Features | None
     context_gaps: tuple[str, ...]
     history: dict[str, tuple[bool | int | float | None, ...]] | None
+    known_user_id_type: str | None = None
 
 
 class _File(_Strict):
@@ -126,7 +136,7 @@ class _Version(BaseModel):
 # ---------------------------------------------------------------------- saving
 
 
-def save_pretrained(model: PackModel[Any], folder: str | os.PathLike[str]) -> None:
+def save_pretrained(model: PackModel[Any], folder: str | os.PathLike[str], dataset: Dataset | None = None) -> None:
     """Write a fitted model; see `PackModel.save_pretrained`."""
     if not model.is_fitted:
         raise NotFittedError(type(model).__name__)
@@ -136,7 +146,7 @@ def save_pretrained(model: PackModel[Any], folder: str | os.PathLike[str]) -> No
     # Where a link leads is replaced, not the link.
     target = Path(os.path.realpath(folder))
     _check_replaceable(target)
-    contents = _contents(model)
+    contents = _contents(model, dataset)
     index = _Index(
         format=FORMAT,
         packages={package: version(package) for package in _PACKAGES},
@@ -164,8 +174,9 @@ def _json(model: BaseModel, indent: int | None = None) -> bytes:
     return json.dumps(model.model_dump(mode="json"), ensure_ascii=False, indent=indent).encode()
 
 
-def _contents(model: PackModel[Any]) -> dict[str, bytes]:
+def _contents(model: PackModel[Any], dataset: Dataset | None) -> dict[str, bytes]:
     reader: DatasetReader = model._fitted.reader
+    of_users = {} if dataset is None else _contents_of_users(reader, dataset)
     arrays = {**_arrays_of_reader(reader), **_flat(model._arrays())}
     for name, array in arrays.items():
         if not _is_sound(name, array):
@@ -181,12 +192,30 @@ def _contents(model: PackModel[Any]) -> dict[str, bytes]:
         context=None if context is None else _from_encoder(context.encoder),
         context_gaps=() if context is None else context.gaps,
         history=None if history is None else _from_frame(history),
+        known_user_id_type=None if dataset is None else _id_type(dataset.user_id_map.external_ids),
     )
     return {
         STATE: _json(state),
         WEIGHTS: safetensors.numpy.save(arrays),
         USER_IDS: _ids_to_parquet(reader.user_ids, "user"),
         ITEM_IDS: _ids_to_parquet(reader.item_ids, "item"),
+        **of_users,
+    }
+
+
+def _contents_of_users(reader: DatasetReader, dataset: Dataset) -> dict[str, bytes]:
+    users = reader.users(reader.align(dataset), np.arange(dataset.user_id_map.size))
+    histories, features = users.histories, users.features
+    parts = {"histories.indptr": histories.indptr, "histories.indices": histories.items}
+    if histories.weights is not None:
+        parts["histories.weights"] = histories.weights
+    arrays = _flat({**parts, "features.categories": features.categories, "features.numbers": features.numeric})
+    for name, what in (("histories.weights", "weights of interactions"), ("features.numbers", "numeric user features")):
+        if name in arrays and not _is_sound(name, arrays[name]):
+            raise ValueError(f"`dataset` has {what} that are too large to add up or to standardise: correct them")
+    return {
+        KNOWN_USER_IDS: _ids_to_parquet(dataset.user_id_map.external_ids, "user"),
+        USERS: safetensors.numpy.save(arrays),
     }
 
 
@@ -299,7 +328,7 @@ def _check_replaceable(target: Path) -> None:
     entries = list(target.iterdir())
     if not entries:
         return
-    others = [e.name for e in entries if e.name not in (CONFIG, *_CONTENTS) or e.is_symlink() or not e.is_file()]
+    others = [e.name for e in entries if e.name not in _ALL or e.is_symlink() or not e.is_file()]
     if others:
         raise FileExistsError(f"{refusal}. It has {others[:5]}, which would be lost")
     try:
@@ -353,7 +382,7 @@ def _remove(folder: Path) -> None:
     """Delete the files of a model and their folder, and nothing else."""
     if not folder.is_dir():
         return
-    for name in (CONFIG, *_CONTENTS):
+    for name in _ALL:
         (folder / name).unlink(missing_ok=True)
     folder.rmdir()
 
@@ -390,30 +419,83 @@ def from_pretrained(folder: str | os.PathLike[str]) -> PackModel[Any]:
     >>> from rectools_neural import from_pretrained
     >>> model = from_pretrained("models/dssm")  # doctest: +SKIP
     """
-    path = _locate(Path(folder))
-    index = _read_index(path / CONFIG)
-    for name, file in index.files.items():
-        _check_size(path / name, file)
-    contents = {name: _read_checked(path / name, file) for name, file in index.files.items()}
-    with _blaming(path / CONFIG):
-        model, fitted_config = _make_model(index)
-    with _blaming(path / STATE):
-        state = _State.model_validate_json(contents[STATE])
+    return load_all(folder).model
+
+
+@dataclass(frozen=True)
+class Saved:
+    """
+    What a folder holds.
+
+    Parameters
+    ----------
+    model : PackModel
+        The fitted model.
+    user_ids : np.ndarray or None
+        External ids of the users; None where the folder was written without a dataset.
+    users : Users or None
+        What the model knows of them.
+    version : str
+        The start of a checksum of everything, by which two states of a folder are told apart.
+    """
+
+    model: PackModel[Any]
+    user_ids: np.ndarray | None
+    users: Users | None
+    version: str
+
+
+def load_all(folder: str | os.PathLike[str]) -> Saved:
+    """
+    Load a model and the users saved with it.
+
+    Both are of one state of the folder, even where it is replaced at the same time.
+
+    Parameters
+    ----------
+    folder : path
+        The folder.
+
+    Returns
+    -------
+    Saved
+        The model and the users.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As for `from_pretrained`.
+    """
+    files = _read_folder(Path(folder))
+    with files.blaming(CONFIG):
+        model, fitted_config = _make_model(files.index)
+    with files.blaming(STATE):
+        state = _State.model_validate_json(files.contents[STATE])
         schemas = _schemas(state)
         history = None if state.history is None else _to_frame(state.history)
-    with _blaming(path / USER_IDS):
-        user_ids = _ids_from_parquet(contents[USER_IDS], state.user_id_type)
-    with _blaming(path / ITEM_IDS):
-        item_ids = _ids_from_parquet(contents[ITEM_IDS], state.item_id_type)
-    with _blaming(path / WEIGHTS):
-        arrays = StoredArrays(safetensors.numpy.load(contents.pop(WEIGHTS)))
+        if (state.known_user_id_type is not None) != (USERS in files.contents):
+            raise ValueError("`known_user_id_type` must be there if, and only if, there are users")
+    with files.blaming(USER_IDS):
+        user_ids = _ids_from_parquet(files.contents[USER_IDS], state.user_id_type)
+    with files.blaming(ITEM_IDS):
+        item_ids = _ids_from_parquet(files.contents[ITEM_IDS], state.item_id_type)
+    with files.blaming(WEIGHTS):
+        arrays = StoredArrays(safetensors.numpy.load(files.contents.pop(WEIGHTS)))
         reader = _make_reader(state, schemas, user_ids, item_ids, arrays)
         model._restore(fitted_config, reader, arrays)
         arrays.check_all_taken()
     if history is not None:
         model.history = history  # type: ignore[attr-defined]  # neural models have it
     model.is_fitted = True
-    return model
+    if state.known_user_id_type is None:
+        return Saved(model, None, None, files.version)
+    with files.blaming(KNOWN_USER_IDS):
+        known_ids = _ids_from_parquet(files.contents[KNOWN_USER_IDS], state.known_user_id_type)
+    with files.blaming(USERS):
+        arrays = StoredArrays(safetensors.numpy.load(files.contents.pop(USERS)))
+        users = _make_users(reader, known_ids, arrays)
+        arrays.check_all_taken()
+    return Saved(model, known_ids, users, files.version)
 
 
 class StoredArrays:
@@ -465,10 +547,7 @@ class StoredArrays:
             self.take(key, np.int64 if self._is_long(key) else np.int32, size)
             for key, size in ((f"{name}.indices", len(data)), (f"{name}.indptr", n_rows + 1))
         )
-        if indptr[0] != 0 or indptr[-1] != len(data) or (np.diff(indptr) < 0).any():
-            raise ValueError(f"`{name}.indptr` doesn't divide the {len(data)} entries into rows")
-        if len(indices) and not 0 <= indices.min() <= indices.max() < n_columns:
-            raise ValueError(f"`{name}.indices` has columns outside 0 to {n_columns - 1}")
+        _check_rows(name, indices, indptr, n_columns)
         return sparse.csr_matrix((data, indices, indptr), shape=(n_rows, n_columns))
 
     def _is_long(self, name: str) -> bool:
@@ -479,6 +558,14 @@ class StoredArrays:
         """Raise where arrays are left over."""
         if self._arrays:
             raise ValueError(f"there are unknown arrays: {sorted(self._arrays)[:5]}")
+
+
+def _check_rows(name: str, indices: np.ndarray, indptr: np.ndarray, n_columns: int) -> None:
+    # Compared, as differences may overflow.
+    if indptr[0] != 0 or indptr[-1] != len(indices) or (indptr[1:] < indptr[:-1]).any():
+        raise ValueError(f"`{name}.indptr` doesn't divide the {len(indices)} entries into rows")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < n_columns:
+        raise ValueError(f"`{name}.indices` has columns outside 0 to {n_columns - 1}")
 
 
 @contextmanager
@@ -497,6 +584,52 @@ def _reason(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__  # torch adds where in its code
 
 
+@dataclass(frozen=True)
+class _Files:
+    """All files of one state of a folder, of the sizes and checksums that `config.json` tells."""
+
+    path: Path
+    index: _Index
+    contents: dict[str, bytes]
+    version: str
+
+    def blaming(self, name: str) -> AbstractContextManager[None]:
+        return _blaming(self.path / name)
+
+
+def _read_folder(folder: Path) -> _Files:
+    """Read all files, again where others took their place meanwhile; the checksums tell that none are mixed."""
+    for _ in range(_ATTEMPTS - 1):
+        before = _identity(folder)
+        try:
+            return _read_files(_locate(folder))
+        except (OSError, ValueError):
+            if _identity(folder) == before:
+                raise
+    return _read_files(_locate(folder))
+
+
+def _identity(folder: Path) -> list[tuple[int, int] | None]:
+    """Tell a folder, and the old one beside it, from others that take their places."""
+    found: list[tuple[int, int] | None] = []
+    for path in (folder, _backup(Path(os.path.realpath(folder)))):
+        try:
+            status = path.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_ctime_ns))
+    return found
+
+
+def _read_files(path: Path) -> _Files:
+    index, checksum = _read_index(path / CONFIG)
+    for name, file in index.files.items():
+        _check_size(path / name, file)
+    contents = {name: _read_checked(path / name, file) for name, file in index.files.items()}
+    return _Files(path, index, contents, checksum)
+
+
 def _locate(folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, not a folder of `save_pretrained`: a file of `save` is for `load_model`")
@@ -508,7 +641,8 @@ def _locate(folder: Path) -> Path:
     return folder
 
 
-def _read_index(path: Path) -> _Index:
+def _read_index(path: Path) -> tuple[_Index, str]:
+    """Read `config.json`; the text is the start of its checksum."""
     size = _size(path, _MAX_CONFIG)
     with _blaming(path):
         data = _read(path, size)
@@ -522,9 +656,9 @@ def _read_index(path: Path) -> _Index:
         )
     with _blaming(path):
         index = _Index.model_validate_json(data)
-        if set(index.files) != set(_CONTENTS):
-            raise ValueError(f"`files` must name {', '.join(_CONTENTS)}")
-    return index
+        if set(index.files) not in ({*_CONTENTS}, {*_CONTENTS, *_OF_USERS}):
+            raise ValueError(f"`files` must name {', '.join(_CONTENTS)}, and {' and '.join(_OF_USERS)} or neither")
+    return index, hashlib.sha256(data).hexdigest()[:12]
 
 
 def _size(path: Path, limit: int) -> int:
@@ -680,4 +814,23 @@ def _make_reader(
         popularity,
         reading,
         context,
+    )
+
+
+def _make_users(reader: DatasetReader, ids: np.ndarray, arrays: StoredArrays) -> Users:
+    n_users, n_items, schema = len(ids), len(reader.item_ids), reader.user_encoder.schema
+    items = arrays.take("histories.indices", np.int64, None)
+    indptr = arrays.take("histories.indptr", np.int64, n_users + 1)
+    _check_rows("histories", items, indptr, n_items)
+    weights = None
+    if reader.reading.weights:
+        weights = arrays.take("histories.weights", np.float64, len(items))
+        if not (weights > 0).all():
+            raise ValueError("`histories.weights` has numbers that are not positive")
+    categories = arrays.take_sparse("features.categories", np.float32, n_users, schema.n_categories)
+    numbers = arrays.take("features.numbers", np.float32, n_users, len(schema.numeric))
+    return Users(
+        match(ids, reader.user_ids),
+        Histories(indptr, items, n_items, weights),
+        EncodedFeatures(schema, categories, numbers),
     )

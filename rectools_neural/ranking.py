@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
+
+Ranking = tuple[np.ndarray, np.ndarray, np.ndarray]
+#: Ranks for subjects: them, how many candidates, what they must not get.
+Ranker = Callable[[Any, int, "sparse.csr_matrix | None"], Ranking]
 
 #: Scores held at once: 4 M float32 are 16 MB. Larger buffers leave the cache, and page faults eat the gain.
 MAX_SCORES = 1 << 22
@@ -15,8 +20,7 @@ _BLOCK = 32  # columns whose maximum stands for them in the search for the best
 
 _PRESELECTED = 4  # candidates of the bfloat16 pass, as a multiple of k ...
 _PRESELECTED_MIN = 128  # ... and at least
-
-Ranking = tuple[np.ndarray, np.ndarray, np.ndarray]
+_FEW = 64  # subjects: for fewer, another copy of the candidates costs more than it gains
 
 
 def rank(
@@ -125,10 +129,10 @@ def rank_vectors(
         squared = subjects.square().sum(dim=1).cpu().numpy()[rows] - scores
         return rows, columns, -np.sqrt(np.maximum(squared, 0))
     if preselect is None:
-        preselect = subjects.device.type == "cpu" and _multiplies_bfloat16()
+        preselect = len(subjects) > _FEW and subjects.device.type == "cpu" and _multiplies_bfloat16()
     if preselect and len(subjects) and len(candidates) > 4 * max(_PRESELECTED * k, _PRESELECTED_MIN):
         return _rank_preselected(subjects, candidates, k, seen)
-    transposed = candidates.T.contiguous()
+    transposed = candidates.T if len(subjects) <= _FEW else candidates.T.contiguous()
     return rank(lambda rows: subjects[rows] @ transposed, len(subjects), len(candidates), k, seen)
 
 

@@ -147,7 +147,7 @@ def fit(
     seconds = _fit(made, dataset, quiet)
     if not getattr(made, "is_main_process", True):  # one of several that trained it together
         return
-    made.save_pretrained(output)
+    made.save_pretrained(output, dataset)
     note(f"{type(made).__name__} was fitted on {_sizes(dataset)} in {seconds:.1f} s and is in {output}", quiet)
 
 

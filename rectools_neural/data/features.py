@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -12,6 +12,7 @@ from rectools.dataset import DenseFeatures, SparseFeatures
 from rectools.dataset.features import DIRECT_FEATURE_VALUE
 from scipy import sparse
 
+from ..errors import did_you_mean
 from .batches import FeatureBatch, FeatureSchema
 
 Features: TypeAlias = DenseFeatures | SparseFeatures
@@ -171,6 +172,40 @@ class FeatureEncoder:
         """Encode entities of which no feature is known."""
         return EncodedFeatures.missing(self.schema, n_entities)
 
+    def read_values(self, values: Mapping[str, object]) -> SparseFeatures | DenseFeatures:
+        """
+        Make features, as a dataset has them, of the values of one entity.
+
+        Parameters
+        ----------
+        values : mapping
+            By name: a number, a category, or a list of categories. A category that the fit lacked tells nothing, nor
+            does a sparse feature that is not there.
+
+        Raises
+        ------
+        ValueError
+            If a feature is unknown or of another kind, or dense features are missing.
+        """
+        schema, known = self.schema, [str(name) for name in (*self.schema.fields, *self.schema.numeric)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"there is no {self.side} feature `{name}`{did_you_mean(name, known)}")
+        numbers = {name: _as_number(values[str(name)], name) for name in schema.numeric if str(name) in values}
+        if self.kind == "dense":
+            absent = [name for name in schema.numeric if name not in numbers]
+            if absent:
+                raise ValueError(f"the {self.side} features {absent} are missing: give all of them")
+            return DenseFeatures(np.array([[numbers[name] for name in schema.numeric]]), schema.numeric)
+        texts = {name: _as_texts(values[str(name)], name) for name in schema.fields if str(name) in values}
+        columns = [*schema.values, *((name, DIRECT_FEATURE_VALUE) for name in schema.numeric)]
+        # A table of strings writes numbers, too, as text.
+        entries = {place: 1.0 for place, (name, value) in enumerate(schema.values) if str(value) in texts.get(name, ())}
+        entries |= {len(schema.values) + schema.numeric.index(name): number for name, number in numbers.items()}
+        places = np.array(list(entries), np.int64)
+        matrix = sparse.csr_matrix((list(entries.values()), places, [0, len(places)]), shape=(1, len(columns)))
+        return SparseFeatures.from_iterables(matrix, columns)
+
     def check(self, features: Features | None) -> None:
         """Raise ValueError where `features` are not of the fitted form."""
         kind = _kind(features)
@@ -228,6 +263,19 @@ class FeatureEncoder:
             span = slice(matrix.indptr[j], matrix.indptr[j + 1])
             numeric[matrix.indices[span], target] = (matrix.data[span] - self.mean[target]) / self.std[target]
         return numeric
+
+
+def _as_number(value: object, name: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= np.finfo(np.float32).max:
+        raise ValueError(f"the feature `{name}` is a number: give a finite one")
+    return float(value)
+
+
+def _as_texts(value: object, name: object) -> set[str]:
+    values = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(one, str | int | float) for one in values):
+        raise ValueError(f"the feature `{name}` is a category: give a text, a number, or a list of them")
+    return {str(one) for one in values}
 
 
 def _kind(features: Features | None) -> str:

@@ -27,7 +27,7 @@ from ..config import Optimizer, OptimizerConfig, Validation, ValidationConfig
 from ..data.batches import FeatureSchema
 from ..data.reader import DatasetReader, Items, Reading, Users, match
 from ..pretrained import StoredArrays
-from ..ranking import Ranking
+from ..ranking import Ranker, Ranking
 from ..training.checkpoint import Checkpoints
 from ..training.loop import (
     PRECISIONS,
@@ -177,9 +177,9 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
     Base of all neural models.
 
     A family says how to build its module (`_build_module`), which batches it eats (`_make_batches`), the loss of a
-    batch (`_batch_loss`) and how to rank items for users and for items (`_rank_for_users`, `_rank_for_items`); and
-    what the options left open become on given data (`_adapt`). Ids, features, training, validation and state are
-    handled here.
+    batch (`_batch_loss`), what ranking needs of the items (`_prepare`), and how to rank them for users and for items
+    (`_rank_for_users`, `_rank_for_items`); and what the options left open become on given data (`_adapt`). Ids,
+    features, training, validation and state are handled here.
 
     Attributes
     ----------
@@ -219,8 +219,11 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
     def _batch_loss(self, config: NeuralConfig, module: Any, batch: Any) -> torch.Tensor:
         raise NotImplementedError
 
+    def _prepare(self, module: Any, items: Items) -> Any:
+        raise NotImplementedError
+
     def _rank_for_users(
-        self, module: Any, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None
+        self, module: Any, users: Users, prepared: Any, k: int, seen: sparse.csr_matrix | None
     ) -> Ranking:
         raise NotImplementedError
 
@@ -398,7 +401,8 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
             judged = users.take(part)
             module.eval()
             with torch.inference_mode():
-                ranking = self._rank_for_users(module, judged, items, validation.k, judged.histories.to_csr())
+                prepared = self._prepare(module, items)
+                ranking = self._rank_for_users(module, judged, prepared, validation.k, judged.histories.to_csr())
             module.train()
             reco = pd.DataFrame({Columns.User: part[ranking[0]], Columns.Item: ranking[1]})
             reco[Columns.Rank] = reco.groupby(Columns.User, sort=False).cumcount() + 1
@@ -443,8 +447,13 @@ class NeuralModelBase(PackModel[NeuralConfig], Generic[NeuralConfig]):
 
     # ------------------------------------------------------------------ recommend
 
-    def _rank_users(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
-        return self._on_device(lambda module: self._rank_for_users(module, users, items, k, seen))
+    def _ranker(self, items: Items) -> Ranker:
+        prepared = self._on_device(lambda module: self._prepare(module, items))
+
+        def rank_for(users: Users, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+            return self._on_device(lambda module: self._rank_for_users(module, users, prepared, k, seen))
+
+        return rank_for
 
     def _rank_items(self, targets: Items, items: Items, k: int) -> Ranking:
         return self._on_device(lambda module: self._rank_for_items(module, targets, items, k))

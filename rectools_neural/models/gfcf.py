@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..data.features import EncodedFeatures
 from ..data.reader import DatasetReader, Items, Reading, Users
 from ..pretrained import StoredArrays
-from ..ranking import MAX_SCORES, Ranking, pick, rank
+from ..ranking import MAX_SCORES, Ranker, Ranking, pick, rank
 from ..training.loop import isolated_random_state
 from .pack import LinearParts, PackModel, PackModelConfig, check_not_empty, is_dense
 
@@ -173,8 +173,11 @@ class GFCFModel(PackModel[GFCFModelConfig]):
 
         return score
 
-    def _rank_users(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
-        return self._rank(self._scorer(users, items), len(users), len(items), k, seen)
+    def _ranker(self, items: Items) -> Ranker:
+        def rank_for(users: Users, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+            return self._rank(self._scorer(users, items), len(users), len(items), k, seen)
+
+        return rank_for
 
     def _score_pairs(
         self, users: Users, items: Items, rows: np.ndarray, columns: np.ndarray, context: EncodedFeatures | None

@@ -24,7 +24,7 @@ from ..data.features import EncodedFeatures
 from ..data.reader import AlignedDataset, DatasetReader, Items, Users, match, seen_matrix
 from ..errors import did_you_mean
 from ..pretrained import StoredArrays, save_pretrained
-from ..ranking import Ranking, rank
+from ..ranking import Ranker, Ranking, rank
 from ..registry import MODELS
 
 _DENSE = 0.005  # share of the pairs
@@ -104,7 +104,7 @@ class PackModel(ModelBase[Config], Generic[Config]):
 
     Internal ids of a dataset shift when rows are added or reordered. A fitted model therefore keeps the external ids
     of its users and items and reads any later dataset through them. A model says how to rank items for users and for
-    items (`_rank_users`, `_rank_items`).
+    items (`_ranker`, `_rank_items`).
     """
 
     config_class: type[Config]
@@ -114,7 +114,8 @@ class PackModel(ModelBase[Config], Generic[Config]):
 
     _fitted: Fitted
 
-    def _rank_users(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+    def _ranker(self, items: Items) -> Ranker:
+        """Make what ranks these items for users; what follows from the items alone is computed once, here."""
         raise NotImplementedError
 
     def _rank_items(self, targets: Items, items: Items, k: int) -> Ranking:
@@ -174,7 +175,7 @@ class PackModel(ModelBase[Config], Generic[Config]):
 
     # ------------------------------------------------------------------ files
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], dataset: Dataset | None = None) -> None:
         """
         Write the fitted model to a folder of plain files, without pickle; `rectools_neural.from_pretrained` loads it.
 
@@ -185,18 +186,31 @@ class PackModel(ModelBase[Config], Generic[Config]):
         ----------
         folder : path
             Where to. A folder of a saved model is replaced, and an empty one; any other is left alone.
+        dataset : Dataset, optional
+            Whose users the folder shall know: their histories and features as the model reads them. Without it the
+            folder has no users.
 
         Raises
         ------
         NotFittedError
             If the model is not fitted.
+        TypeError
+            If `dataset` is no dataset.
         FileExistsError
             If the folder has other files.
         ValueError
             If the model can't be held by the files: ids of mixed types, values of features that are neither strings
-            nor numbers, weights that are not finite.
+            nor numbers, weights that are not finite. If `dataset` has no interactions or other features than those of
+            the fit, or the model goes by a context.
         """
-        save_pretrained(self, folder)
+        if dataset is not None:
+            check_not_empty(dataset, "dataset")
+            if self.require_recommend_context:
+                raise ValueError(
+                    f"This {type(self).__name__} goes by the context of a recommendation, which stored users don't "
+                    "have: save it without `dataset`, or fit it without context columns"
+                )
+        save_pretrained(self, folder, dataset)
 
     def _arrays(self) -> dict[str, Any]:
         """Arrays and numbers that `_fitted` has besides the config and the reader, by name."""
@@ -297,16 +311,25 @@ class PackModel(ModelBase[Config], Generic[Config]):
         unique_users, rows = np.unique(user_ids, return_inverse=True)
         unique_items, columns = np.unique(item_ids, return_inverse=True)
         users, items = reader.users(aligned, unique_users), aligned.items.take(unique_items)
-        judged = self._judges(users)[rows]
-        scores = reader.popularity[items.rows[columns]].astype(np.float32)
-        scores[judged] = self._score_pairs(users, items, rows[judged], columns[judged], context)
-        return pairs.assign(**{Columns.Score: scores})
+        return pairs.assign(**{Columns.Score: self._score_all_pairs(users, items, rows, columns, context)})
 
-    def _rank_all(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+    def _score_all_pairs(
+        self, users: Users, items: Items, rows: np.ndarray, columns: np.ndarray, context: EncodedFeatures | None
+    ) -> np.ndarray:
+        """As `_score_pairs`, for users of all kinds: those of whom the model knows nothing get what is popular."""
+        judged = self._judges(users)[rows]
+        scores = self._fitted.reader.popularity[items.rows[columns]].astype(np.float32)
+        scores[judged] = self._score_pairs(users, items, rows[judged], columns[judged], context)
+        return scores
+
+    def _rank_all(
+        self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None, ranker: Ranker | None = None
+    ) -> Ranking:
         """Rank for users of all kinds: those of whom the model knows nothing get what is popular."""
         known = self._judges(users)
+        rank_for = ranker or self._ranker(items)
         if known.all():
-            return self._rank_users(users, items, k, seen)
+            return rank_for(users, k, seen)
         popularity = torch.from_numpy(self._fitted.reader.popularity[items.rows].astype(np.float32))
 
         def popular(rows: slice) -> torch.Tensor:
@@ -316,13 +339,18 @@ class PackModel(ModelBase[Config], Generic[Config]):
         for positions, is_known in ((np.flatnonzero(known), True), (np.flatnonzero(~known), False)):
             of_part = None if seen is None else seen[positions]
             if is_known:
-                ranking = self._rank_users(users.take(positions), items, k, of_part)
+                ranking = rank_for(users.take(positions), k, of_part)
             else:
                 ranking = rank(popular, len(positions), len(items), k, of_part)
             parts.append((positions[ranking[0]], *ranking[1:]))
         subjects, ranked, scores = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         order = np.argsort(subjects, kind="stable")
         return subjects[order], ranked[order], scores[order]
+
+    @property
+    def _uses_histories(self) -> bool:
+        """Whether the history of a user tells the model more than the row of the user."""
+        return True
 
     def _judges(self, users: Users) -> np.ndarray:
         """Tell for which users the model itself speaks, shape ``(n_users,)``; the others get what is popular."""

@@ -296,18 +296,24 @@ class PairModel(NeuralModelBase[PairConfig], Generic[PairConfig]):
             return super()._custom_transform_dataset_u2i(dataset, users, on_unsupported_targets)
         return self._fitted.reader.align(dataset, context=_by_user(context, np.asarray(users)))
 
+    @property
+    def _uses_histories(self) -> bool:
+        return _history_encoder(self._get_config()) is not None
+
+    def _prepare(self, module: PairModule, items: Items) -> Side:
+        return _sides(module, module.item_side, items).to(_DTYPES[self.ranking_precision])
+
     def _rank_for_users(
-        self, module: PairModule, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None
+        self, module: PairModule, users: Users, prepared: Side, k: int, seen: sparse.csr_matrix | None
     ) -> Ranking:
         dtype = _DTYPES[self.ranking_precision]
         network = module.network if dtype == torch.float32 else copy.deepcopy(module.network).to(dtype)
-        candidates = _sides(module, module.item_side, items).to(dtype)
 
         def score(rows: slice) -> torch.Tensor:
             some = users.take(np.arange(rows.start, rows.stop))
-            return network.table_in_chunks(self._user_sides(module, some).to(dtype), candidates).float()
+            return network.table_in_chunks(self._user_sides(module, some).to(dtype), prepared).float()
 
-        subjects, ranked, scores = rank(score, len(users), len(items), k, seen, _MAX_SCORES)
+        subjects, ranked, scores = rank(score, len(users), len(prepared), k, seen, _MAX_SCORES)
         return subjects, ranked, self._link(torch.from_numpy(scores) + module.offset.cpu())
 
     def _rank_for_items(self, module: PairModule, targets: Items, items: Items, k: int) -> Ranking:

@@ -69,11 +69,13 @@ class TwoSidedModel(NeuralModelBase[NeuralConfig], Generic[NeuralConfig]):
         )
         return user_vectors.cpu().numpy(), item_vectors.cpu().numpy()
 
+    def _prepare(self, module: Any, items: Items) -> torch.Tensor:
+        return _item_vectors(module, items)
+
     def _rank_for_users(
-        self, module: Any, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None
+        self, module: Any, users: Users, prepared: torch.Tensor, k: int, seen: sparse.csr_matrix | None
     ) -> Ranking:
-        candidates = _item_vectors(module, items)
-        return rank_vectors(_user_vectors(module, users), candidates, k, module.euclidean, seen)
+        return rank_vectors(_user_vectors(module, users), prepared, k, module.euclidean, seen)
 
     def _score_pairs(
         self, users: Users, items: Items, rows: np.ndarray, columns: np.ndarray, context: EncodedFeatures | None

@@ -19,7 +19,7 @@ from ..data.features import EncodedFeatures
 from ..data.reader import DatasetReader, Items, Reading, Users
 from ..errors import did_you_mean
 from ..pretrained import StoredArrays
-from ..ranking import MAX_SCORES, Ranking, pick, rank
+from ..ranking import MAX_SCORES, Ranker, Ranking, pick, rank
 from .pack import PackModel, PackModelConfig, check_not_empty
 
 SIMILARITIES = ["cosine", "tfidf", "bm25"]
@@ -239,15 +239,18 @@ class UserKNNModel(PackModel[UserKNNModelConfig]):
         # The neighbours of a chunk are held as well: where candidates are few, they are what bounds it.
         return MAX_SCORES // max(n_items, self._n_neighbors())
 
-    def _rank_users(self, users: Users, items: Items, k: int, seen: sparse.csr_matrix | None) -> Ranking:
-        with tqdm(total=len(users), disable=self.verbose == 0) as progress:
-            scorer = self._scorer(users, items, progress)
+    def _ranker(self, items: Items) -> Ranker:
+        def rank_for(users: Users, k: int, seen: sparse.csr_matrix | None) -> Ranking:
+            with tqdm(total=len(users), disable=self.verbose == 0) as progress:
+                scorer = self._scorer(users, items, progress)
 
-            def score(rows: slice) -> torch.Tensor:
-                scores = scorer(rows)
-                return scores.masked_fill_(scores == 0, -torch.inf)
+                def score(rows: slice) -> torch.Tensor:
+                    scores = scorer(rows)
+                    return scores.masked_fill_(scores == 0, -torch.inf)
 
-            return rank(score, len(users), len(items), k, seen, max_scores=self._chunk(len(items)) * len(items))
+                return rank(score, len(users), len(items), k, seen, max_scores=self._chunk(len(items)) * len(items))
+
+        return rank_for
 
     def _score_pairs(
         self, users: Users, items: Items, rows: np.ndarray, columns: np.ndarray, context: EncodedFeatures | None
