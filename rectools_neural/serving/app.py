@@ -276,7 +276,8 @@ def _ranked(answer: Ranked) -> dict[str, Any]:
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:
-    return Response(to_json(content), status, media_type="application/json")
+    # JSON knows no NaN, such as the value of a part of a score that has none.
+    return Response(to_json(content, inf_nan_mode="null"), status, media_type="application/json")
 
 
 # ---------------------------------------------------------------------- state

@@ -152,7 +152,7 @@ def test_pairs_are_scored_in_their_order(served: dict[str, Any], name: str) -> N
     users, items = hot_users(one.dataset)[[2, 0, 2, 1]], np.sort(one.dataset.item_id_map.external_ids)[[1, 1, 0, 5]]
     pairs = pd.DataFrame({Columns.User: users, Columns.Item: items})
     answer = one.client.ask(
-        "/score", {"pairs": [{"user_id": u, "item_id": i} for u, i in zip(plain(users), plain(items))]}
+        "/score", {"pairs": [{"user_id": u, "item_id": i} for u, i in zip(plain(users), plain(items), strict=True)]}
     )
     expected = one.model.predict_pairs(pairs, one.dataset)[Columns.Score]
     np.testing.assert_allclose(answer["scores"], expected, rtol=2e-4, atol=1e-5)
