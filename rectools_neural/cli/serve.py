@@ -15,6 +15,7 @@ import typer
 from .errors import InputError, command, note
 
 _GRACE = 30  # seconds for the requests in flight once the service was told to stop
+_KEEP_ALIVE = 75  # seconds; longer than proxies keep a connection, which else meet one that has just been closed
 _BACKLOG = 2048
 _POST = "curl -H 'Content-Type: application/json' localhost:8000"
 EPILOG = (
@@ -76,7 +77,12 @@ def serve(
         except (OSError, ValueError, TypeError) as error:
             raise InputError(str(error)) from error
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE, backlog=_BACKLOG
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=_GRACE,
+            timeout_keep_alive=_KEEP_ALIVE,
+            backlog=_BACKLOG,
         )
         # Once it has stopped as it should, uvicorn sends itself the signal again, as if it had been killed.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -91,8 +91,10 @@ class Reloader:
             self._metrics.failed_swaps.inc()
             _logger.warning("%s was replaced, and can't be loaded: the old model stays. %s", self._folder, self.error)
             return
-        self._take(engine)
         self.error = None
+        if engine.version == self.loaded.engine.version:  # only dates have changed, or what was broken has come back
+            return
+        self._take(engine)
         self._metrics.swaps.inc()
         _logger.info("%s was replaced: model %s answers now", self._folder, engine.version)
 

@@ -14,6 +14,7 @@ M = TypeVar("M", bound=BaseModel)
 _INT64 = {"ge": -(2**63), "le": 2**63 - 1}
 _MAX_TEXT, _MAX_FEATURES, _MAX_VALUES = 256, 1000, 1000
 _MAX_HISTORY, _MAX_WHITELIST, _MAX_PAIRS = 10_000, 100_000, 10_000
+_MIN_WEIGHT, _MAX_WEIGHT = 1e-9, 1e9  # what models do with others is not finite in 32 bits
 _SHOWN, _SHOWN_LOC = 20, 100  # problems in an answer, and characters of a name that the client made up
 
 
@@ -49,13 +50,15 @@ class WeightedItem(_Strict):
     """An item of a history with the strength of the interaction."""
 
     item_id: Id
-    weight: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Field(strict=True, ge=_MIN_WEIGHT, le=_MAX_WEIGHT, allow_inf_nan=False)] = 1.0
 
 
 _Entry = Annotated[
     Id | WeightedItem,
     _or_say(
-        'An entry is the id of an item, or {"item_id": ID, "weight": W} with a finite weight above 0', "history_entry"
+        'An entry is the id of an item, or {"item_id": ID, "weight": W} with a positive weight, at least '
+        f"{_MIN_WEIGHT:g} and at most {_MAX_WEIGHT:g}",
+        "history_entry",
     ),
 ]
 _Whitelist = Annotated[

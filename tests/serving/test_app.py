@@ -269,6 +269,8 @@ BAD: dict[str, tuple[str, Any, int, list[Any]]] = {
     "null in history": ("/recommend", {"history": [100, None]}, 422, ["body", "history", 1]),
     "weight of 0": ("/recommend", {"history": [{"item_id": 100, "weight": 0}]}, 422, ["body", "history", 0]),
     "weight below 0": ("/recommend", {"history": [{"item_id": 100, "weight": -1}]}, 422, ["body", "history", 0]),
+    "huge weight": ("/recommend", {"history": [{"item_id": 100, "weight": 1e10}]}, 422, ["body", "history", 0]),
+    "tiny weight": ("/recommend", {"history": [{"item_id": 100, "weight": 1e-10}]}, 422, ["body", "history", 0]),
     "weight as text": ("/recommend", {"history": [{"item_id": 100, "weight": "1"}]}, 422, ["body", "history", 0]),
     "entry without id": ("/recommend", {"history": [{"weight": 1}]}, 422, ["body", "history", 0]),
     "long history": ("/recommend", {"history": MANY[:10_001]}, 422, ["body", "history"]),

@@ -162,7 +162,7 @@ def test_who_has_gone_makes_room_and_harms_nobody() -> None:
 
 
 def test_closing_answers_what_waits() -> None:
-    gate = Gate()
+    gate, before = Gate(), set(threading.enumerate())
 
     async def main() -> None:
         batcher = gate.batcher(max_size=2)
@@ -180,4 +180,4 @@ def test_closing_answers_what_waits() -> None:
         await batcher.close()  # again is no fault
 
     run(main)
-    assert not [thread for thread in threading.enumerate() if thread.name == "rectools-neural-answers"]
+    assert "rectools-neural-answers" not in {thread.name for thread in set(threading.enumerate()) - before}
