@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH = 640
 CHAR = 6.6  # average width of a character of the 12 px labels
+LINE = 13  # their height
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,31 @@ class Point:
     x: float
     y: float
     style: str
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle that a point or a label takes, in pixels."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @classmethod
+    def around(cls, x: float, y: float, half_width: float, half_height: float) -> Box:
+        """Make the box with this centre."""
+        return cls(x - half_width, y - half_height, x + half_width, y + half_height)
+
+    @property
+    def middle(self) -> float:
+        """Half way from top to bottom."""
+        return (self.top + self.bottom) / 2
+
+    def meets(self, other: Box) -> bool:
+        """Tell whether two boxes share any area."""
+        across = self.left < other.right and other.left < self.right
+        return across and self.top < other.bottom and other.top < self.bottom
 
 
 @dataclass(frozen=True)
@@ -124,26 +150,33 @@ def scatter_chart(x_label: str, y_label: str, points: Sequence[Point], log_x: bo
     x_axis = Axis(x_label, *_range([point.x for point in points], log_x), 52, right, log_x)
     y_axis = Axis(y_label, *_range([point.y for point in points], False), bottom, top)
     parts = [_vertical_grid(x_axis, top, bottom), _horizontal_grid(y_axis, x_axis.start, x_axis.end)]
-    placed: list[tuple[float, float, float]] = []
-    for point in sorted(points, key=lambda point: y_axis(point.y)):
+    ordered = sorted(points, key=lambda point: (y_axis(point.y), x_axis(point.x)))
+    # Labels keep clear of each other and of all points.
+    taken = [Box.around(x_axis(point.x), y_axis(point.y), 6, 6) for point in ordered]
+    for point in ordered:
         x, y = x_axis(point.x), y_axis(point.y)
-        label_y = _free_height(x + 8, x + 8 + CHAR * len(point.label), y + 4, placed)
+        box = _free_place(x, y, CHAR * len(point.label), taken)
+        taken.append(box)
+        side, near = ("start", box.left) if box.left > x else ("end", box.right)
         parts.append(
             f"<g><title>{escape(point.label)}: {escape(x_label)} {point.x:.4g}, {escape(y_label)} {point.y:.4g}</title>"
+            f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{near:.1f}" y2="{box.middle:.1f}"/>'
             f'<circle class="{point.style}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
-            f'<text x="{x + 8:.1f}" y="{label_y:.1f}">{escape(point.label)}</text></g>'
+            f'<text class="{side}" x="{near:.1f}" y="{box.middle + 4:.1f}">{escape(point.label)}</text></g>'
         )
     return _svg(height, f"{y_label} against {x_label}", parts)
 
 
-def _free_height(left: float, right: float, y: float, placed: list[tuple[float, float, float]]) -> float:
-    """Move a label down until it covers none of those placed before it."""
-    line = 13
-    for other_left, other_right, other_y in sorted(placed, key=lambda label: label[2]):
-        if left < other_right and other_left < right and abs(y - other_y) < line:
-            y = other_y + line
-    placed.append((left, right, y))
-    return y
+def _free_place(x: float, y: float, width: float, taken: Sequence[Box]) -> Box:
+    """Find the place nearest to a point, to its right or left, where a label covers nothing."""
+    places = [
+        Box(left, y + line * LINE - LINE / 2, left + width, y + line * LINE + LINE / 2)
+        for line in sorted(range(-20, 21), key=abs)
+        for left in (x + 8 + 2 * abs(line), x - 8 - 2 * abs(line) - width)
+    ]
+    inside = [box for box in places if box.left >= 52 and box.right <= WIDTH and box.top >= 14 and box.bottom <= 320]
+    free = (box for box in inside if not any(box.meets(other) for other in taken))
+    return next(free, places[0])
 
 
 def _range(values: Sequence[float], log: bool) -> tuple[float, float]:

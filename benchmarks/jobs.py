@@ -11,7 +11,8 @@ import re
 import signal
 import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from benchmarks.provenance import versions
 
 # The libraries whose version may change a measurement.
 DECISIVE = ("python", "rectools", "rectools-lightfm", "pm-implicit", "replay-rec", "torch", "numpy", "scipy", "pandas")
+
+# What `measure` tells of a job, and nobody of one that failed.
+MEASURED = ("metrics", "fit_seconds", "recommend_seconds", "peak_memory_mb", "users", "per_user")
 
 # A process that has sent its outcome may still remove temporary files of its own; it need not be waited for longer.
 CLEANUP_SECONDS = 5
@@ -77,7 +81,8 @@ class JobRunner:
             "fold": job.fold.index,
             "config": job.config,
             "error": None,
-            **_measure_in_process(job, self.time_limit, file.with_suffix(".log")),
+            **dict.fromkeys(MEASURED),
+            **run_in_process(partial(measure.measure, job), self.time_limit, file.with_suffix(".log")),
             "provenance": self.provenance,
         }
         write_atomically(file, json.dumps(record))
@@ -144,12 +149,29 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
 
-def _measure_in_process(job: Job, time_limit: float, log: Path) -> dict[str, Any]:
+def run_in_process(work: Callable[[], dict[str, Any]], time_limit: float, log: Path) -> dict[str, Any]:
+    """
+    Do some work in a process of its own, which may run too long, fill the memory or crash.
+
+    Parameters
+    ----------
+    work : callable
+        What to do; it goes to the process pickled.
+    time_limit : float
+        Seconds after which it is stopped.
+    log : Path
+        File for what it prints; kept only where it failed.
+
+    Returns
+    -------
+    dict
+        What `work` returned, or its ``error``.
+    """
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     log.parent.mkdir(parents=True, exist_ok=True)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender, job, log))  # type: ignore[attr-defined]
+    process = context.Process(target=_child, args=(sender, work, log))  # type: ignore[attr-defined]
     try:
         process.start()
         sender.close()
@@ -177,8 +199,7 @@ def _await_outcome(receiver: Connection, process: Any, time_limit: float) -> dic
 
 
 def _failure(error: str) -> dict[str, Any]:
-    nothing = ("metrics", "fit_seconds", "recommend_seconds", "peak_memory_mb", "users", "per_user")
-    return {"error": error, **dict.fromkeys(nothing)}
+    return {"error": error}
 
 
 def _cause_of_death(exit_code: int) -> str:
@@ -188,12 +209,12 @@ def _cause_of_death(exit_code: int) -> str:
     return f"signal {signal.Signals(-exit_code).name}{hint}"
 
 
-def _child(sender: Connection, job: Job, log: Path) -> None:
+def _child(sender: Connection, work: Callable[[], dict[str, Any]], log: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     _redirect_output(log)
     try:
-        outcome = measure.measure(job)
+        outcome = work()
     except BaseException as error:
         traceback.print_exc()
         first_line = str(error).strip().partition("\n")[0]

@@ -20,7 +20,7 @@ import pandas as pd
 from rectools.dataset import Dataset
 from rectools.utils.misc import import_object
 
-from benchmarks import report, tuning
+from benchmarks import pictures, report, tuning
 from benchmarks.config import LeaderboardConfig, ModelSpec, load_config, select_models
 from benchmarks.data import fingerprint, folds, prepare
 from benchmarks.jobs import JobRunner, preload
@@ -47,8 +47,9 @@ def run_leaderboard(
     Measure every model of a configuration on every seed and fold, each in a process of its own.
 
     Each finished job is kept in ``output/jobs``; the table is written to ``output`` as CSV, JSON and HTML, named after
-    the configuration file (``leaderboard`` when the configuration is a dictionary). A script that calls this needs the
-    usual ``if __name__ == "__main__":`` guard of multiprocessing.
+    the configuration file (``leaderboard`` when the configuration is a dictionary). The best model that is no baseline
+    is fitted once more for the pictures of the HTML page. A script that calls this needs the usual
+    ``if __name__ == "__main__":`` guard of multiprocessing.
 
     Parameters
     ----------
@@ -125,7 +126,7 @@ class _Run:
             "comparisons": comparisons,
             "jobs": [self._shorten(record) for record in records],
         }
-        files = report.write_all(result, self.output, self.name)
+        files = report.write_all(result, self._pictures(frame), self.output, self.name)
         self.say(report.screen_table(result))
         self.say("\n".join(str(file) for file in files))
         return frame
@@ -173,6 +174,16 @@ class _Run:
             made = {key: value for key, value in self.tuned.get(name, now).items() if key in now}
             if made != now:
                 self.say(f"{name}: its parameters were tuned for {made}, which is not what is measured here")
+
+    def _pictures(self, frame: pd.DataFrame) -> str:
+        """Draw the best model that is no baseline, fitted once more on the first fold."""
+        ours = frame.loc[~frame["baseline"] & (frame["finished"] > 0), "model"]
+        if ours.empty:
+            return pictures.note("There is no model to draw: none besides the baselines has finished.")
+        name, seed = str(ours.iloc[0]), self.config.seeds[0]
+        fold = next(folds(self.dataset, self.config.split, seed))
+        job = Job(name, self._job_config(name, seed), fold, self.config.k, [])
+        return pictures.section(job, self.config.time_limit, self.output / "jobs" / "pictures.log")
 
     def _measure(self) -> list[dict[str, Any]]:
         config = self.config

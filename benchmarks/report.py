@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -32,7 +32,7 @@ HEADERS = {
 MISSING = "-"
 
 
-def write_all(result: dict[str, Any], folder: Path, name: str) -> list[Path]:
+def write_all(result: dict[str, Any], pictures: str, folder: Path, name: str) -> list[Path]:
     """
     Write the result files.
 
@@ -40,6 +40,8 @@ def write_all(result: dict[str, Any], folder: Path, name: str) -> list[Path]:
     ----------
     result : dict
         What `run_leaderboard` has found; ``rows`` is the summary's frame.
+    pictures : str
+        HTML of the page's section of pictures.
     folder : Path
         Target folder.
     name : str
@@ -50,8 +52,8 @@ def write_all(result: dict[str, Any], folder: Path, name: str) -> list[Path]:
     list of Path
         The files written.
     """
-    writers: dict[str, Callable[[dict[str, Any]], str]] = {".csv": to_csv, ".json": to_json, ".html": to_html}
-    texts = {folder / f"{name}{suffix}": write(result) for suffix, write in writers.items()}
+    contents = {".csv": to_csv(result), ".json": to_json(result), ".html": to_html(result, pictures)}
+    texts = {folder / f"{name}{suffix}": text for suffix, text in contents.items()}
     for path, text in texts.items():
         write_atomically(path, text)
     return list(texts)
@@ -125,13 +127,15 @@ def screen_table(result: dict[str, Any]) -> str:
     return "\n\n".join(["", *parts])
 
 
-def to_html(result: dict[str, Any]) -> str:
+def to_html(result: dict[str, Any], pictures: str) -> str:
     """
-    Draw one page that needs no network: sortable table, charts, origin.
+    Draw one page that needs no network: sortable table, charts, pictures, origin.
 
     Parameters
     ----------
     result : dict
+        See `write_all`.
+    pictures : str
         See `write_all`.
 
     Returns
@@ -155,6 +159,7 @@ def to_html(result: dict[str, Any]) -> str:
         bars=bar_chart(metric, _bars(result)),
         speed=scatter_chart("fit seconds", metric, _points(result, "fit_seconds", metric), log_x=True),
         breadth=_breadth_chart(result),
+        pictures=pictures,
         origin=_html_origin(result),
     )
 

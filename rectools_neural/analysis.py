@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -29,8 +30,17 @@ if TYPE_CHECKING:
 Side = Literal["items", "users"]
 Method = Literal["pca", "tsne", "umap"]
 
-_COLOURS = ("#1f77b4", "#d62728")  # interacted, not interacted
-_MISSING, _GREY = "missing", "#c0c0c0"
+_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf")
+_SYMBOLS = ("circle", "diamond", "cross")  # the next one where the colours have run out
+_MISSING, _OTHERS, _GREY = "missing", "others", "#c0c0c0"
+_METHOD_NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
+_N_SVG = 5000  # points that a browser draws without WebGL, which not every one has
+_N_BINS = 60
+# The legend at the foot: on a narrow screen one beside the plot would leave it no room.
+_LAYOUT: dict[str, Any] = {
+    "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
+    "margin": {"r": 20},
+}
 _ATTEMPTS = 100  # to draw an item that a user does not have
 _NOT_MEASURES = ("epoch", "learning_rate", "seconds", "refit")
 _CHUNK = 4096  # entities whose neighbours vote at once
@@ -85,13 +95,18 @@ def similarity_distributions(
     taken = np.unique(np.concatenate([users * n_items + items for users, items in parts.values()]))
     catalogue, rng = np.unique(parts["train"][1]), np.random.default_rng(seed)
     vectors = model.get_vectors(train)
-    figure = subplots.make_subplots(1, len(parts), subplot_titles=list(parts), shared_xaxes="all")
-    for column, (users, items) in enumerate(parts.values(), start=1):
+    figure = subplots.make_subplots(
+        1, len(parts), subplot_titles=list(parts), shared_xaxes="all", shared_yaxes="all", horizontal_spacing=0.05
+    )
+    panels = []
+    for users, items in parts.values():
         drawn = np.sort(rng.choice(len(users), min(n_pairs, len(users)), replace=False))
         users, items = users[drawn], items[drawn]
         others, free = _draw_others(users, catalogue, taken, n_items, rng)
-        scores = _scores(model, vectors, users, items), _scores(model, vectors, users[free], others[free])
-        for name, values, colour in zip(("interacted", "not interacted"), scores, _COLOURS, strict=True):
+        panels.append((_scores(model, vectors, users, items), _scores(model, vectors, users[free], others[free])))
+    bins = _bins(np.concatenate([scores for panel in panels for scores in panel]))
+    for column, panel in enumerate(panels, start=1):
+        for name, values, colour in zip(("interacted", "not interacted"), panel, _COLOURS[:2], strict=True):
             figure.add_trace(
                 graph.Histogram(
                     x=values,
@@ -101,12 +116,12 @@ def similarity_distributions(
                     marker_color=colour,
                     opacity=0.6,
                     histnorm="probability density",
-                    nbinsx=100,
+                    xbins=bins,
                 ),
                 1,
                 column,
             )
-    figure.update_layout(barmode="overlay", title=f"Scores of {type(model).__name__}")
+    figure.update_layout(barmode="overlay", title=f"Scores of {type(model).__name__}", **_LAYOUT)
     figure.update_xaxes(title="score")
     figure.update_yaxes(title="density", col=1)
     return figure
@@ -149,7 +164,7 @@ def embedding_map(
     Returns
     -------
     plotly.graph_objects.Figure
-        A scatter plot; one trace for each value of a category.
+        A scatter plot; one trace for each value of a category, the rare ones beyond 26 values in one.
 
     Raises
     ------
@@ -177,25 +192,34 @@ def embedding_map(
     names = dict(titles or {})
     texts = np.array([str(names.get(id_, id_)) for id_ in id_map.external_ids[known].tolist()], dtype=object)
     figure = graph.Figure()
+    scatter = graph.Scatter if len(known) <= _N_SVG else graph.Scattergl
 
     def draw(mask: np.ndarray, name: str, **marker: Any) -> None:
         figure.add_trace(
-            graph.Scattergl(
+            scatter(
                 x=points[mask, 0],
                 y=points[mask, 1],
                 text=texts[mask],
                 name=name,
                 mode="markers",
-                marker={"size": 5, **marker},
+                marker={"size": 6, **marker},
                 hovertemplate=f"%{{text}}<extra>{'%{marker.color:.6g}' if 'colorbar' in marker else name}</extra>",
             )
         )
 
     if labels is None:
-        draw(np.ones(len(known), bool), side)
+        draw(np.ones(len(known), bool), side, color=_COLOURS[0])
     else:
         _draw_by_label(draw, labels[known], str(color))
-    figure.update_layout(title=f"{side.capitalize()} of {type(model).__name__}, {method}", legend_title=color)
+    name = _METHOD_NAMES[method]
+    figure.update_layout(
+        **_LAYOUT,
+        title=f"{side.capitalize()} of {type(model).__name__}, {name}",
+        legend_title=color,
+        legend_itemsizing="constant",
+        xaxis_title=f"{name} 1",
+        yaxis_title=f"{name} 2",
+    )
     return figure
 
 
@@ -316,7 +340,8 @@ def training_curves(
     Returns
     -------
     plotly.graph_objects.Figure
-        One panel for each measure, one line for each model; that of a refit after the validation is dashed.
+        A panel for each measure, below each other, and a line for each model; that of a refit after the validation is
+        dashed.
 
     Raises
     ------
@@ -333,23 +358,22 @@ def training_curves(
             raise NotFittedError(type(model).__name__)
     subplots, graph = _require("plotly.subplots"), _require("plotly.graph_objects")
     measures = list(dict.fromkeys(c for m in named.values() for c in m.history if c not in _NOT_MEASURES))
-    figure = subplots.make_subplots(1, len(measures), subplot_titles=measures)
-    colours = importlib.import_module("plotly.colors").qualitative.Plotly
+    figure = subplots.make_subplots(len(measures), 1, subplot_titles=measures, shared_xaxes=True, vertical_spacing=0.1)
     for number, (name, model) in enumerate(named.items()):
         table = model.history
         refit = table["refit"].eq(True) if "refit" in table else pd.Series(False, index=table.index)
-        for column, measure in enumerate(measures, start=1):
+        for row, measure in enumerate(measures, start=1):
             for is_refit in (False, True):
                 part = table[(refit == is_refit) & table[measure].notna()] if measure in table else table[:0]
                 if part.empty:
                     continue
-                line = {"color": colours[number % len(colours)], "dash": "dash" if is_refit else "solid"}
+                line = {"color": _COLOURS[number % len(_COLOURS)], "dash": "dash" if is_refit else "solid"}
                 label = f"{name}, refit" if is_refit else name
-                x, y, show = part["epoch"], part[measure], column == 1
+                x, y, show = part["epoch"], part[measure], row == 1
                 trace = graph.Scatter(x=x, y=y, name=label, legendgroup=label, showlegend=show, line=line)
-                figure.add_trace(trace, 1, column)
-    figure.update_xaxes(title="epoch")
-    figure.update_layout(title="Training")
+                figure.add_trace(trace, row, 1)
+    figure.update_xaxes(title="epoch", row=len(measures))
+    figure.update_layout(title="Training", **_LAYOUT)
     return figure
 
 
@@ -380,7 +404,7 @@ def save_figure(figure: go.Figure, path: str | os.PathLike[str]) -> None:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(target.parent)!r} to write {target.name!r} to: make it first")
     is_page = target.suffix.lower() == ".html"
-    content = figure.to_html(include_plotlyjs=True).encode() if is_page else _image(figure)
+    content = _page(figure).encode() if is_page else _image(figure)
     with replacing(target) as temporary:
         temporary.write_bytes(content)
 
@@ -475,6 +499,13 @@ def _draw_others(
     return items, ~np.isin(users * n_items + items, taken)
 
 
+def _bins(scores: np.ndarray) -> dict[str, float]:
+    """Bars of one width for all histograms of a figure; plotly leaves out what is at the very end."""
+    low, high = float(scores.min()), float(scores.max())
+    size = (high - low) / _N_BINS or 1.0
+    return {"start": low, "end": high + size, "size": size}
+
+
 # ---------------------------------------------------------------------- the plane
 
 
@@ -525,10 +556,13 @@ def _draw_by_label(draw: Any, labels: np.ndarray, feature: str) -> None:
     if labels.dtype != object:
         draw(~missing, feature, color=labels[~missing], colorscale="Viridis", colorbar={"title": feature})
     else:
-        for value in (
-            pd.Series(labels[~missing]).value_counts().sort_index().sort_values(ascending=False, kind="stable").index
-        ):
-            draw(labels == value, value)
+        counts = pd.Series(labels[~missing]).value_counts().sort_index().sort_values(ascending=False, kind="stable")
+        looks = [{"symbol": symbol, "color": colour} for symbol in _SYMBOLS for colour in _COLOURS]
+        n_own = len(counts) if len(counts) <= len(looks) else len(looks) - 1
+        for value, look in zip(counts.index[:n_own], looks, strict=False):
+            draw(labels == value, value, **look)
+        if n_own < len(counts):
+            draw(np.isin(labels, counts.index[n_own:]), _OTHERS, **looks[-1])
     if missing.any():
         draw(missing, _MISSING, color=_GREY)
 
@@ -549,9 +583,21 @@ def _named(models: Any) -> dict[str, Any]:
     return named
 
 
+def _page(figure: go.Figure) -> str:
+    """Fill the window, a phone's too; the figure is named, as plotly would name it at random."""
+    drawing = figure.to_html(full_html=False, include_plotlyjs=True, div_id="figure", default_height="100%")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(figure.layout.title.text or '')}</title>\n"
+        "<style>html, body, body > div { height: 100%; margin: 0; }</style>\n"
+        f"</head>\n<body>\n{drawing}\n</body>\n</html>\n"
+    )
+
+
 def _image(figure: go.Figure) -> bytes:
     try:
-        image: bytes = figure.to_image(format="png")
+        image: bytes = figure.to_image(format="png", width=1000, height=650)
     except Exception as error:  # of kaleido, of plotly or of the browser, by their versions
         raise RuntimeError(
             "An image needs the package kaleido (pip install kaleido) and Google Chrome (plotly_get_chrome installs "

@@ -144,6 +144,20 @@ class TestEmbeddingMap:
         assert missing.name == "missing"
         assert set(missing.text) == set(dataset.user_id_map.external_ids) - set(ages.index)
 
+    @pytest.mark.parametrize("n_values", [27, 28, 40])
+    def test_each_value_has_a_look_of_its_own(self, n_values: int) -> None:
+        rows = [("u", item) for item in range(40)] + [("v", item) for item in range(20)]
+        table = pd.DataFrame(rows, columns=Columns.UserItem).assign(weight=1.0, datetime="2024-01-01")
+        values = pd.DataFrame(
+            {"id": range(40), "feature": "maker", "value": [f"m{i % n_values:02}" for i in range(40)]}
+        )
+        dataset = Dataset.construct(table, item_features_df=values, cat_item_features=["maker"])
+        traces = embedding_map(DSSMModel(epochs=1, n_factors=4).fit(dataset), dataset, color="maker").data
+        assert len({(trace.marker.symbol, trace.marker.color) for trace in traces}) == len(traces) == 27
+        assert sum(len(trace.x) for trace in traces) == 40
+        assert [trace.name for trace in traces][:2] == ["m00", "m01"]
+        assert traces[-1].name == ("m26" if n_values == 27 else "others")
+
     @pytest.mark.parametrize("method", ["pca", "tsne", "umap"])
     def test_reproducible(self, method: Any, model: Any, dataset: Dataset) -> None:
         n_threads = torch.get_num_threads()
@@ -270,10 +284,13 @@ class TestSaveFigure:
         target.write_text("old")
         save_figure(training_curves(model), target)
         text = target.read_text(encoding="utf-8")
-        assert text.startswith(("<html>", "<!doctype html>"))
+        assert text.startswith("<!DOCTYPE html>")
+        assert '<meta name="viewport"' in text
         assert text.rstrip().endswith("</html>")
         assert "<script src=" not in text
         assert list(tmp_path.iterdir()) == [target]
+        save_figure(training_curves(model), target)
+        assert target.read_text(encoding="utf-8") == text
 
     def test_image(self, model: Any, tmp_path: Path) -> None:
         """A whole image, or a word on what is missing and no file."""

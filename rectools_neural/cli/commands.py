@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import time
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import Group, InputError, command, note
-from .output import check_folder, check_output, show, write_json, write_table
+from .errors import Group, InputError, WorkError, command, note
+from .options import (
+    ColumnOptions,
+    Data,
+    Folder,
+    History,
+    K,
+    ModelOptions,
+    Overwrite,
+    RunOptions,
+    Split,
+    SplitOptions,
+    TableOptions,
+)
+from .output import check_folder, check_output, show, write_json, write_table, write_text
 from .serve import EPILOG, serve
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
     from rectools.dataset import Dataset
-    from rectools.models.base import ModelBase
 
     from ..models.pack import PackModel
+    from .tables import Names
 
 app = typer.Typer(
     cls=Group,
@@ -29,67 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="From two files to recommendations:\n\n"
     "rectools-neural inspect ratings.csv\n\n"
-    "rectools-neural evaluate ratings.csv --item-features films.csv\n\n"
-    "rectools-neural fit ratings.csv --item-features films.csv --output model\n\n"
+    "rectools-neural leaderboard ratings.csv --output report.html\n\n"
+    "rectools-neural tune ratings.csv --item-features films.csv --output best.yaml\n\n"
+    "rectools-neural fit ratings.csv --item-features films.csv --config best.yaml --output model\n\n"
     "rectools-neural recommend model --interactions ratings.csv --item-features films.csv -k 10 --output reco.csv",
 )
-
-
-class Split(str, Enum):
-    """What is held out."""
-
-    random = "random"
-    time = "time"
-    last_n = "last_n"
-
-
-_COLUMNS, _MODEL = "Columns and features", "Model"
-Data = Annotated[
-    Path,
-    typer.Argument(
-        metavar="DATA", help="Interactions, CSV or parquet: user_id, item_id and, if known, weight, datetime."
-    ),
-]
-UserColumn = Annotated[str, typer.Option(help="Column of the user ids, in all files.", rich_help_panel=_COLUMNS)]
-ItemColumn = Annotated[str, typer.Option(help="Column of the item ids, in all files.", rich_help_panel=_COLUMNS)]
-WeightColumn = Annotated[
-    str | None,
-    typer.Option(help="Column of the weights; by default `weight`, if there is one.", rich_help_panel=_COLUMNS),
-]
-DatetimeColumn = Annotated[
-    str | None,
-    typer.Option(
-        help="Column of the times, as dates or Unix seconds; by default `datetime`, if there is one.",
-        rich_help_panel=_COLUMNS,
-    ),
-]
-UserFeatures = Annotated[
-    Path | None,
-    typer.Option(
-        help="Users and a column for each feature: numbers, or categories with | between several of them.",
-        rich_help_panel=_COLUMNS,
-    ),
-]
-ItemFeatures = Annotated[Path | None, typer.Option(help="The same for items.", rich_help_panel=_COLUMNS)]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="Class of the model, DSSMModel by default.", rich_help_panel=_MODEL)
-]
-Config = Annotated[
-    Path | None, typer.Option(help="YAML file with `cls` and the options of the model.", rich_help_panel=_MODEL)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        help="An option of the model, such as epochs=20 or loss.margin=0.4; may be given again and again.",
-        rich_help_panel=_MODEL,
-    ),
-]
-K = Annotated[int, typer.Option("-k", "--k", min=1, help="Items for each user.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
 
 def _print_version(is_asked: bool) -> None:
@@ -121,34 +73,25 @@ def main(
 )
 @command
 def fit(
+    *,
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the fitted model.")],
-    model: ModelName = None,
-    config: Config = None,
-    overrides: Overrides = None,
-    user_column: UserColumn = "user_id",
-    item_column: ItemColumn = "item_id",
-    weight_column: WeightColumn = None,
-    datetime_column: DatetimeColumn = None,
-    user_features: UserFeatures = None,
-    item_features: ItemFeatures = None,
+    choice: ModelOptions,
+    tables: TableOptions,
     overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    run: RunOptions,
 ) -> None:
     """Fit a model and save it to a folder."""
-    from .models import make_pack_model
-    from .tables import Names, make_dataset, read_interactions
+    from .models import build_pack_model, fit_model, read_options
 
     check_folder(output, overwrite)
-    made = make_pack_model(model, config, overrides or ())
-    names = Names(user_column, item_column, weight_column, datetime_column)
-    dataset = make_dataset(read_interactions(data, names), names, user_features, item_features)
-    seconds = _fit(made, dataset, quiet)
+    made = build_pack_model(read_options(choice))
+    dataset = _read_dataset(data, tables)
+    seconds = fit_model(made, dataset, run.quiet)
     if not getattr(made, "is_main_process", True):  # one of several that trained it together
         return
     made.save_pretrained(output, dataset)
-    note(f"{type(made).__name__} was fitted on {_sizes(dataset)} in {seconds:.1f} s and is in {output}", quiet)
+    note(f"{type(made).__name__} was fitted on {_sizes(dataset)} in {seconds:.1f} s and is in {output}", run.quiet)
 
 
 @app.command(
@@ -159,10 +102,9 @@ def fit(
 )
 @command
 def recommend(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `fit` has written.")],
-    interactions: Annotated[
-        Path, typer.Option(help="What the users did until now: the file of the fit, or a newer one.")
-    ],
+    *,
+    folder: Folder,
+    interactions: History,
     users: Annotated[
         str | None, typer.Option(metavar="FILE|ID,ID", help="To whom; by default all users of the interactions.")
     ] = None,
@@ -173,47 +115,27 @@ def recommend(
         Path | None,
         typer.Option("--output", "-o", help="File for the result: .csv, .parquet or .jsonl; else it is printed."),
     ] = None,
-    user_column: UserColumn = "user_id",
-    item_column: ItemColumn = "item_id",
-    weight_column: WeightColumn = None,
-    datetime_column: DatetimeColumn = None,
-    user_features: UserFeatures = None,
-    item_features: ItemFeatures = None,
+    tables: TableOptions,
     overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    run: RunOptions,
 ) -> None:
     """Recommend items to users with a fitted model; a table on a terminal, CSV in a pipe."""
     import numpy as np
-    import pandas as pd
     from rectools import Columns
 
-    from .tables import Names, as_ids, make_dataset, read_choice, read_interactions
+    from .models import load_model
+    from .tables import read_choice
 
     check_output(output, overwrite, (".csv", ".parquet", ".jsonl"))
-    model = _load(folder)
+    model = load_model(folder)
     reader = model._fitted.reader
-    for side, given, encoder in (
-        ("user", user_features, reader.user_encoder),
-        ("item", item_features, reader.item_encoder),
-    ):
-        if model.uses_features and (given is not None) != (encoder.kind != "none"):
-            was, remedy = ("without", "leave out") if given else ("with", "give")
-            raise InputError(f"the model in {folder} was fitted {was} {side} features: {remedy} --{side}-features")
-    numbers = {"user": reader.user_ids.dtype.kind in "iu", "item": reader.item_ids.dtype.kind in "iu"}
-    names = Names(user_column, item_column, weight_column, datetime_column)
-    table = read_interactions(interactions, names)
-    for side, column in (("user", Columns.User), ("item", Columns.Item)):
-        what = f"column `{names.ids_of(side)[0]}` of {interactions}, beside the ids of the model"
-        table[column] = as_ids(table[column].to_numpy(), numbers[side], what)
-    dataset = make_dataset(table, names, user_features, item_features)
-    targets = pd.unique(table[Columns.User])
+    dataset, targets = _read_for(model, folder, interactions, tables)
     if users is not None:
-        targets = read_choice(users, "user", names, numbers["user"])
+        targets = read_choice(users, "user", _names(tables), _are_numbers(reader.user_ids))
         _refuse_unknown(targets, dataset.user_id_map.external_ids, "--users", "the interactions or features")
     chosen = None
     if items is not None:
-        chosen = read_choice(items, "item", names, numbers["item"])
+        chosen = read_choice(items, "item", _names(tables), _are_numbers(reader.item_ids))
         known = np.concatenate([reader.item_ids, dataset.item_id_map.external_ids])
         _refuse_unknown(chosen, known, "--items", "the model, the interactions or features")
     reco = model.recommend(targets, dataset, k, filter_viewed=not keep_seen, items_to_recommend=chosen)
@@ -221,7 +143,57 @@ def recommend(
         show(reco, f"{type(model).__name__}, {len(targets)} users")
         return
     write_table(output, reco)
-    note(f"{len(reco)} recommendations to {reco[Columns.User].nunique()} users are in {output}", quiet)
+    note(f"{len(reco)} recommendations to {reco[Columns.User].nunique()} users are in {output}", run.quiet)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "rectools-neural explain model --interactions ratings.csv --user ann --item 42\n\n"
+    "rectools-neural explain model --interactions ratings.csv --user 7 --item 42 --output why.json"
+)
+@command
+def explain(
+    *,
+    folder: Folder,
+    interactions: History,
+    user: Annotated[str, typer.Option(metavar="ID", help="Whose score.")],
+    item: Annotated[str, typer.Option(metavar="ID", help="The score of which item.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the result: .csv or .json; else it is printed.")
+    ] = None,
+    tables: TableOptions,
+    overwrite: Overwrite = False,
+    run: RunOptions,
+) -> None:
+    """Tell what the history and the features of a user and an item contributed to the score of the pair."""
+    import numpy as np
+
+    from ..explanation import explain as explain_pair
+    from .models import load_model
+    from .output import records
+    from .tables import as_ids
+
+    check_output(output, overwrite, (".csv", ".json"))
+    model = load_model(folder)
+    reader = model._fitted.reader
+    dataset, _ = _read_for(model, folder, interactions, tables)
+    users = as_ids(np.array([user], dtype=object), _are_numbers(reader.user_ids), "--user")
+    items = as_ids(np.array([item], dtype=object), _are_numbers(reader.item_ids), "--item")
+    _refuse_unknown(users, dataset.user_id_map.external_ids, "--user", "the interactions or features")
+    known = np.concatenate([reader.item_ids, dataset.item_id_map.external_ids])
+    _refuse_unknown(items, known, "--item", "the model, the interactions or features")
+    try:
+        found = explain_pair(model, dataset, users[0], items[0])
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    note(found.sentence(), run.quiet)
+    if output is None:
+        show(found.contributions, f"{type(model).__name__}: the contributions add up to {found.score:.4g}")
+    elif output.suffix == ".csv":
+        write_table(output, found.contributions)
+    else:
+        facts = {"user": user, "item": item, "score": found.score, "is_exact": found.is_exact}
+        write_json(output, {**facts, "sentence": found.sentence(), "contributions": records(found.contributions)})
 
 
 @app.command(
@@ -232,68 +204,170 @@ def recommend(
 )
 @command
 def evaluate(
+    *,
     data: Data,
-    split: Annotated[
-        Split, typer.Option(help="Hold out random rows, the end of the timeline, or each user's last rows.")
-    ] = Split.random,
-    size: Annotated[
-        float | None, typer.Option(help="Share to hold out, 0.1 by default; for last_n the rows a user, 1 by default.")
-    ] = None,
+    held: SplitOptions,
     k: K = 10,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON file for the metrics, beside the table.")
     ] = None,
-    model: ModelName = None,
-    config: Config = None,
-    overrides: Overrides = None,
-    user_column: UserColumn = "user_id",
-    item_column: ItemColumn = "item_id",
-    weight_column: WeightColumn = None,
-    datetime_column: DatetimeColumn = None,
-    user_features: UserFeatures = None,
-    item_features: ItemFeatures = None,
+    choice: ModelOptions,
+    tables: TableOptions,
     overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    run: RunOptions,
 ) -> None:
     """Fit a model on a part of the data and measure it on the rest, beside Popular, the line to beat."""
-    from importlib.metadata import version
-
     import pandas as pd
-    from rectools import Columns
     from rectools.models import PopularModel
 
-    from .evaluation import measure, split_dataset
-    from .models import make_model
-    from .tables import Names, make_dataset, read_interactions
+    from .evaluation import describe_split, measure, split_dataset
+    from .models import build_model, fit_model, read_options
 
     check_output(output, overwrite, (".json",))
-    made = make_model(model, config, overrides or ())
-    names = Names(user_column, item_column, weight_column, datetime_column)
-    table = read_interactions(data, names)
-    if split is not Split.random and Columns.Datetime not in table:
-        raise InputError(
-            f"--split {split.value} needs times, and {data} has no column `datetime`: see --datetime-column"
-        )
-    dataset = make_dataset(table, names, user_features, item_features)
-    train, test = split_dataset(dataset, split.value, size)
+    made = build_model(read_options(choice))
+    train, test = split_dataset(_read_dataset(data, tables, held.split), held.split.value, held.size)
     results = {}
     for candidate in (made, PopularModel()):
-        seconds = _fit(candidate, train, quiet)
+        seconds = fit_model(candidate, train, run.quiet)
         results[type(candidate).__name__] = {**measure(candidate, train, test, k), "fit_seconds": round(seconds, 3)}
     if output is not None:
-        facts = {
-            "metrics": results,
-            "config": made.get_config(simple_types=True),
-            "split": {"name": split.value, "size": size, "seed": 0},
-            "data": {"file": data.name, "train_rows": len(train.interactions.df), "test_rows": len(test)},
-            "versions": {name: version(name) for name in ("rectools-neural", "rectools", "torch")},
-        }
-        write_json(output, facts)
+        facts = {"metrics": results, "config": made.get_config(simple_types=True)}
+        write_json(output, {**facts, **describe_split(data, held, train, test)})
     show(
         pd.DataFrame.from_dict(results, orient="index").rename_axis("model").reset_index(),
-        f"{len(test)} held-out rows of {test[Columns.User].nunique()} users, split {split.value}",
+        _held_out(test, held.split),
     )
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "rectools-neural leaderboard ratings.csv --output report.html\n\n"
+    "rectools-neural leaderboard ratings.csv --models DSSMModel,MultVAEModel,EASEModel --split time --seeds 1\n\n"
+    "rectools-neural leaderboard ratings.csv --config models.yaml --output report.csv\n\n"
+    "models.yaml: [{cls: EASEModel}, {name: small, cls: DSSMModel, n_factors: 32}]"
+)
+@command
+def leaderboard(
+    *,
+    data: Data,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS,CLASS",
+            help="Which models; by default PopularModel, ItemKNN, EASEModel, GFCFModel, MultVAEModel and DSSMModel.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML list of models, each with `cls`, its options and, if you like, `name`.")
+    ] = None,
+    held: SplitOptions,
+    k: K = 10,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Fits of each model that has a seed.")] = 3,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File beside the table: .html (a page by itself), .csv or .json."),
+    ] = None,
+    tables: TableOptions,
+    overwrite: Overwrite = False,
+    run: RunOptions,
+) -> None:
+    """Fit several models on a part of the data and compare them on the rest, and with Popular."""
+    from .evaluation import describe_split, split_dataset
+    from .leaderboard import make_page, measure_all, read_candidates, readable
+    from .output import is_terminal, records
+
+    check_output(output, overwrite, (".html", ".csv", ".json"))
+    candidates = read_candidates(models, config)
+    train, test = split_dataset(_read_dataset(data, tables, held.split), held.split.value, held.size)
+    table = measure_all(candidates, train, test, k, seeds, run)
+    facts, title = describe_split(data, held, train, test), _held_out(test, held.split)
+    if output is not None:
+        if output.suffix == ".html":
+            write_text(output, make_page(table, f"{data.name}: {title}", facts))
+        elif output.suffix == ".csv":
+            write_table(output, table)
+        else:
+            options = {candidate.name: candidate.options for candidate in candidates}
+            write_json(output, {"models": records(table), "options": options, "seeds": seeds, **facts})
+    show(readable(table) if is_terminal() else table, title)
+    failed = table[table["error"] != ""]
+    if len(failed):
+        reasons = "; ".join(f"{row.model}: {row.error}" for row in failed.itertuples())
+        raise WorkError(f"{len(failed)} of {len(table)} models failed: {reasons}")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "rectools-neural tune ratings.csv --output best.yaml\n\n"
+    "rectools-neural tune ratings.csv --model MultVAEModel --trials 50 --timeout 600 --metric map@20 -o best.yaml\n\n"
+    "rectools-neural tune ratings.csv --search space.yaml --set epochs=20 --output best.yaml\n\n"
+    "space.yaml: {n_factors: {choices: [32, 64]}, learning_rate: {low: 1e-4, high: 1e-2, log: true}}\n\n"
+    "rectools-neural fit ratings.csv --config best.yaml --output model"
+)
+@command
+def tune(
+    *,
+    data: Data,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="YAML file for the best options: `fit --config` takes it.")
+    ],
+    trials: Annotated[int, typer.Option(min=1, help="How many options to try, besides those that are given.")] = 20,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0, help="Begin no further trial after this time.")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(metavar="NAME@K", help="What to maximise: ndcg, recall or map of the first K items.")
+    ] = "ndcg@10",
+    search: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file of what to search: option: {choices: [...]} or {low: ..., high: ..., log: true}; by "
+            "default what matters most for the model."
+        ),
+    ] = None,
+    held: SplitOptions,
+    choice: ModelOptions,
+    tables: TableOptions,
+    overwrite: Overwrite = False,
+    run: RunOptions,
+) -> None:
+    """
+    Search good options of a model, with Optuna.
+
+    They are measured on rows that are cut from the data after those that `evaluate` and `leaderboard` hold out with the
+    same --split and --size, so that these can judge the result. Ctrl-C keeps the best so far.
+    """
+    import pandas as pd
+
+    from .evaluation import read_metric, split_dataset
+    from .models import build_pack_model, read_options
+    from .tuning import Tuning, check_optuna, choose_space, describe
+
+    check_optuna()
+    check_output(output, overwrite, (".yaml", ".yml"))
+    name, k = read_metric(metric)
+    options = read_options(choice)
+    cls = type(build_pack_model(options)).__name__
+    space = choose_space(cls, options, search)
+    rest, _ = split_dataset(_read_dataset(data, tables, held.split), held.split.value, held.size)
+    train, validation = split_dataset(rest, held.split.value, held.size)
+    tuning = Tuning(options, space, train, validation, name, k)
+    interrupted = False
+    try:
+        tuning.search(trials, timeout, run)
+    except KeyboardInterrupt:
+        interrupted = True
+        if tuning.best is None:
+            raise
+    write_text(output, describe(tuning, data, held))
+    if interrupted:
+        raise KeyboardInterrupt(f"interrupted after {tuning.finished} trials; the best options so far are in {output}")
+    rows = [("without the search", tuning.start), ("with the search", tuning.value)]
+    show(pd.DataFrame(rows, columns=[cls, metric]), f"{len(validation)} validation rows, split {held.split.value}")
+    if tuning.best == options:
+        note(f"no trial was better than the options without the search, which are in {output}", run.quiet)
+    else:
+        note(f"the best options are in {output}: rectools-neural fit {data} --config {output} --output ...", run.quiet)
 
 
 @app.command(
@@ -301,50 +375,77 @@ def evaluate(
 )
 @command
 def inspect(
+    *,
     path: Annotated[Path, typer.Argument(metavar="FOLDER|DATA", help="What `fit` has written, or interactions.")],
-    user_column: UserColumn = "user_id",
-    item_column: ItemColumn = "item_id",
-    weight_column: WeightColumn = None,
-    datetime_column: DatetimeColumn = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    columns: ColumnOptions,
+    run: RunOptions,
 ) -> None:
     """Tell what is in the folder of a model, or in a file of interactions and what is wrong with it."""
     import pandas as pd
 
     from .inspection import describe_data, describe_model
-    from .tables import Names
+    from .models import load_model
 
-    if path.is_dir():
-        facts = describe_model(_load(path), path)
-    else:
-        facts = describe_data(path, Names(user_column, item_column, weight_column, datetime_column))
+    facts = describe_model(load_model(path), path) if path.is_dir() else describe_data(path, _names(columns))
     show(pd.DataFrame(facts, columns=["property", "value"]), str(path))
 
 
 app.command(epilog=EPILOG)(serve)
 
 
-def _load(folder: Path) -> PackModel[Any]:
-    from ..pretrained import from_pretrained
+def _names(columns: ColumnOptions) -> Names:
+    from .tables import Names
 
-    try:
-        return from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InputError(str(error)) from error
+    return Names(columns.user_column, columns.item_column, columns.weight_column, columns.datetime_column)
 
 
-def _fit(model: ModelBase[Any], dataset: Dataset, quiet: bool) -> float:
-    """Fit, with progress on a terminal, and return the seconds."""
-    verbose, started = model.verbose, time.perf_counter()
-    model.verbose = 0 if quiet else max(verbose, int(sys.stderr.isatty()))
-    try:
-        # Results go to the standard output, and nothing else.
-        with contextlib.redirect_stdout(sys.stderr):
-            model.fit(dataset)
-    finally:
-        model.verbose = verbose
-    return time.perf_counter() - started
+def _read_dataset(data: Path, tables: TableOptions, split: Split = Split.random) -> Dataset:
+    """Read interactions and features; a split other than random needs times."""
+    from rectools import Columns
+
+    from .tables import make_dataset, read_interactions
+
+    table = read_interactions(data, _names(tables))
+    if split is not Split.random and Columns.Datetime not in table:
+        raise InputError(
+            f"--split {split.value} needs times, and {data} has no column `datetime`: see --datetime-column"
+        )
+    return make_dataset(table, _names(tables), tables.user_features, tables.item_features)
+
+
+def _read_for(
+    model: PackModel[Any], folder: Path, interactions: Path, tables: TableOptions
+) -> tuple[Dataset, np.ndarray]:
+    """Read data with ids and features like those of a fitted model, and their users."""
+    import pandas as pd
+    from rectools import Columns
+
+    from .tables import as_ids, make_dataset, read_interactions
+
+    reader, names = model._fitted.reader, _names(tables)
+    for side, given, encoder in (
+        ("user", tables.user_features, reader.user_encoder),
+        ("item", tables.item_features, reader.item_encoder),
+    ):
+        if model.uses_features and (given is not None) != (encoder.kind != "none"):
+            was, remedy = ("without", "leave out") if given else ("with", "give")
+            raise InputError(f"the model in {folder} was fitted {was} {side} features: {remedy} --{side}-features")
+    table = read_interactions(interactions, names)
+    for side, column, ids in (("user", Columns.User, reader.user_ids), ("item", Columns.Item, reader.item_ids)):
+        what = f"column `{names.ids_of(side)[0]}` of {interactions}, beside the ids of the model"
+        table[column] = as_ids(table[column].to_numpy(), _are_numbers(ids), what)
+    dataset = make_dataset(table, names, tables.user_features, tables.item_features)
+    return dataset, pd.unique(table[Columns.User])
+
+
+def _are_numbers(ids: np.ndarray) -> bool:
+    return ids.dtype.kind in "iu"
+
+
+def _held_out(test: Any, split: Split) -> str:
+    from rectools import Columns
+
+    return f"{len(test)} held-out rows of {test[Columns.User].nunique()} users, split {split.value}"
 
 
 def _sizes(dataset: Dataset) -> str:

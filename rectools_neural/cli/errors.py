@@ -11,11 +11,17 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from .options import with_groups
+
 FAILURE, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 class InputError(Exception):
     """What the user gave can't be used; the message says what to do."""
+
+
+class WorkError(Exception):
+    """The work failed; the message says why."""
 
 
 class Group(TyperGroup):
@@ -25,7 +31,7 @@ class Group(TyperGroup):
         """Run a command and exit."""
         try:
             code = super().main(*args, **{**options, "standalone_mode": False})
-        except typer.Abort:  # what Ctrl-C is for older versions of typer
+        except typer.Abort:
             code = INTERRUPTED
         except Exception as error:
             # Where the class of usage errors lives depends on the version of typer.
@@ -35,13 +41,16 @@ class Group(TyperGroup):
             path = context.command_path if context else "rectools-neural"
             _complain(f"{error.format_message().rstrip('.')}; `{path} --help` tells what there is")
             code = BAD_INPUT
-        if code == INTERRUPTED:
-            _complain("interrupted, nothing was written")
         sys.exit(code or 0)
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, which has the options `quiet` and `debug`, exit codes and messages of one line."""
+    """
+    Give a command exit codes and messages of one line, and an option for each field of its groups of options.
+
+    The command has the options `quiet` and `debug`, in a group or not.
+    """
+    function = with_groups(function)
 
     @functools.wraps(function)
     def run(**options: Any) -> None:
@@ -58,6 +67,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         except InputError as error:
             _complain(str(error))
             raise typer.Exit(BAD_INPUT) from None
+        except WorkError as error:
+            _complain(str(error))
+            raise typer.Exit(FAILURE) from None
+        except KeyboardInterrupt as error:
+            _complain(str(error) or "interrupted, nothing was written")
+            raise typer.Exit(INTERRUPTED) from None
         except (typer.Exit, BrokenPipeError):
             raise
         except Exception as error:

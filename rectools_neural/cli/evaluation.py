@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,6 +17,7 @@ from rectools.models.base import ModelBase
 from ..config import ValidationConfig
 from ..models.base import hold_out
 from .errors import InputError
+from .options import SplitOptions
 
 
 def split_dataset(dataset: Dataset, name: str, size: float | None) -> tuple[Dataset, pd.DataFrame]:
@@ -57,13 +61,32 @@ def split_dataset(dataset: Dataset, name: str, size: float | None) -> tuple[Data
 
 def measure(model: ModelBase[Any], train: Dataset, test: pd.DataFrame, k: int) -> dict[str, float]:
     """Metrics of the top `k` for the users of the test part."""
-    reco = model.recommend(pd.unique(test[Columns.User]), train, k, filter_viewed=True)
-    metrics = {
-        f"ndcg@{k}": NDCG(k, divide_by_achievable=True),
-        f"recall@{k}": Recall(k),
-        f"map@{k}": MAP(k),
-        f"coverage@{k}": CatalogCoverage(k, normalize=True),
-    }
     catalog = train.get_raw_interactions()[Columns.Item].unique()
+    # There are no more items to rank, and metrics take time for each place.
+    depth = min(k, len(catalog))
+    reco = model.recommend(pd.unique(test[Columns.User]), train, depth, filter_viewed=True)
+    metrics = {
+        f"ndcg@{k}": NDCG(depth, divide_by_achievable=True),
+        f"recall@{k}": Recall(depth),
+        f"map@{k}": MAP(depth),
+        f"coverage@{k}": CatalogCoverage(depth, normalize=True),
+    }
     values = calc_metrics(metrics, reco, test, catalog=catalog)
     return {name: float(values[name]) for name in metrics}
+
+
+def read_metric(text: str) -> tuple[str, int]:
+    """Read the name and the k of a metric such as ndcg@10."""
+    found = re.fullmatch(r"(ndcg|recall|map)@([1-9][0-9]{0,8})", text)
+    if found is None:
+        raise InputError(f"--metric {text}: write ndcg, recall or map with the number of items, such as ndcg@10")
+    return found[1], int(found[2])
+
+
+def describe_split(data: Path, held: SplitOptions, train: Dataset, test: pd.DataFrame) -> dict[str, Any]:
+    """Tell on what a model was measured, for files of results."""
+    return {
+        "split": {"name": held.split.value, "size": held.size, "seed": 0},
+        "data": {"file": data.name, "train_rows": len(train.interactions.df), "test_rows": len(test)},
+        "versions": {name: version(name) for name in ("rectools-neural", "rectools", "torch")},
+    }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +27,8 @@ def check_output(path: Path | None, overwrite: bool, formats: tuple[str, ...]) -
         raise InputError(f"--output {path} is of no known format: name a file that ends in {', '.join(formats)}")
     if path.is_dir():
         raise InputError(f"--output {path} is a folder: name a file")
-    _check_place(path, overwrite)
+    _check_free(path, overwrite)
+    _check_writable(path, path.absolute().parent)
 
 
 def check_folder(path: Path, overwrite: bool) -> None:
@@ -34,25 +38,40 @@ def check_folder(path: Path, overwrite: bool) -> None:
     if path.is_dir() and any(path.iterdir()):
         if not (path / "config.json").is_file():
             raise InputError(f"--output {path} has other files than those of a model: name another folder")
-        _check_place(path, overwrite)
+        _check_free(path, overwrite)
+    _check_writable(path, next(parent for parent in path.absolute().parents if parent.exists()))
 
 
-def _check_place(path: Path, overwrite: bool) -> None:
+def _check_free(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise InputError(f"--output {path} exists: name another one, or allow to replace it with --overwrite")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--output {path}: there is no folder {path.parent}; make it first")
+
+
+def _check_writable(path: Path, parent: Path) -> None:
+    if not parent.is_dir():
+        raise InputError(f"--output {path}: there is no folder {parent}; make it first")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"--output {path}: the folder {parent} can't be written to; name another one")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write an object as JSON."""
-    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
+def records(table: pd.DataFrame) -> Any:
+    """Rows of a table as plain objects, with None for what is missing."""
+    return json.loads(table.to_json(orient="records", double_precision=15))
+
+
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write recommendations in the format that the name tells."""
+    """Write a table, of recommendations for JSON lines, in the format that the name tells."""
     from ..export import to_jsonl
 
     if path.suffix == ".csv":
@@ -65,9 +84,41 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         to_jsonl(table, path)
 
 
+def is_terminal() -> bool:
+    """Whether people read the results."""
+    return sys.stdout.isatty()
+
+
+@contextmanager
+def progress(total: int, quiet: bool) -> Iterator[Callable[[int, str], None]]:
+    """
+    Show on a terminal how far the work is, where results don't go.
+
+    Parameters
+    ----------
+    total : int
+        Number of steps.
+    quiet : bool
+        Show nothing.
+
+    Yields
+    ------
+    callable
+        Takes the number of finished steps and what is to be said beside the bar.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    is_shown = sys.stderr.isatty() and not quiet
+    with Progress(*columns, console=Console(stderr=True), disable=not is_shown, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done, said: bar.update(task, completed=done, description=said)
+
+
 def show(table: pd.DataFrame, title: str) -> None:
     """Print a table for people on a terminal, and as CSV for programs anywhere else."""
-    if not sys.stdout.isatty():
+    if not is_terminal():
         table.to_csv(sys.stdout, index=False)
         return
     from rich.console import Console

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -33,9 +34,11 @@ from rectools.model_selection import LastNSplitter, RandomSplitter, TimeRangeSpl
 from rectools.models import EASEModel, PopularModel
 
 import rectools_neural
+from benchmarks import pictures
 from benchmarks.config import DataConfig, load_config
 from benchmarks.data import folds, prepare
 from benchmarks.leaderboard import main, run_leaderboard
+from benchmarks.measure import Job
 from benchmarks.provenance import provenance
 from benchmarks.significance import compare, compare_models
 from benchmarks.tuning import validation_fold
@@ -366,6 +369,10 @@ def test_significance_is_against_the_best_complete_baseline(
     assert frame.loc["Not a baseline", "p_value"] < 0.001
 
 
+def read_page(output: Path) -> str:
+    return (output / "leaderboard.html").read_text(encoding="utf-8")
+
+
 class StrictParser(HTMLParser):
     """Checks that tags nest; collects the text of each cell and what the page refers to."""
 
@@ -437,6 +444,53 @@ def test_result_files(dataset: Dataset, tmp_path: Path) -> None:
     assert all(name in screen for name in models)
     assert f"{frame['ndcg@3'][0]:.4f}" in screen
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_pictures(dataset: Dataset, tmp_path: Path) -> None:
+    pytest.importorskip("plotly", reason="plotly is not installed")
+    towers = {"cls": "DSSMModel", "seed_param": "seed", "epochs": 5, "n_factors": 8}
+    config = settings(dataset, {"Popular": POPULAR, "Towers & co": towers}, seeds=[3, 4])
+    assert run_leaderboard(config, tmp_path)["error"].isna().all()
+    page = (tmp_path / "leaderboard.html").read_text()
+    assert "Towers &amp; co, the best model that is no baseline, fitted on seed 3, fold 0." in page
+    assert page.count("plotly.js v") == 1
+    for number, kind in enumerate(("histogram", "scatter", "scatter")):
+        figure = page.partition(f'id="picture-{number}"')[2].partition("</script>")[0]
+        assert f'"type":"{kind}"' in figure
+    assert all(f'"name":"{genre}"' in page for genre in ("drama", "comedy", "war"))
+    parser = StrictParser()
+    parser.feed(page)
+    assert parser.open == []
+    assert parser.references == []
+
+    # The same run draws the same pictures, and what can't be drawn is told in a line.
+    run_leaderboard(config, tmp_path / "again", resume=True)
+    drawn = [text.partition("<h2>")[2].partition("<details>")[0] for text in (page, read_page(tmp_path / "again"))]
+    assert drawn[0] == drawn[1]
+    assert not list((tmp_path / "jobs").glob("*.log"))
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ({"GF": {"cls": "GFCFModel"}}, "There are no pictures of GF: it has no vectors of users and items."),
+        ({"Popular": POPULAR}, "none besides the baselines has finished."),
+    ],
+)
+def test_no_pictures(models: dict, message: str, dataset: Dataset, tmp_path: Path) -> None:
+    run_leaderboard(settings(dataset, models), tmp_path)
+    assert message in read_page(tmp_path)
+    assert "plotly" not in read_page(tmp_path).partition("<details>")[0]
+
+
+def test_pictures_that_fail(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fold = next(folds(dataset, load_config(settings(dataset, {"Popular": POPULAR})).split, 0))
+    job = Job("Towers", {"cls": "DSSMModel", "epochs": 10_000}, fold, [3], [])
+    assert pictures.section(job, 0.5, tmp_path / "log") == (
+        "<p>There are no pictures of Towers: took longer than the time limit of 0.5 s.</p>"
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", {}.get)
+    assert "plotly is not installed (pip install" in pictures.section(job, 0.5, tmp_path / "log")
 
 
 def test_a_board_on_which_everything_failed_is_still_written(dataset: Dataset, tmp_path: Path) -> None:

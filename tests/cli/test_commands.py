@@ -7,74 +7,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from cli_program import OPTIONS, SETTINGS, refused, run, succeed
 from pandas.testing import assert_frame_equal
 from rectools import Columns
 from rectools.dataset import Dataset
 
 import rectools_neural
 from rectools_neural import DSSMModel, from_pretrained
-
-testing = pytest.importorskip("typer.testing", reason="pip install rectools-neural[cli]")
-
-from rectools_neural.cli.commands import app  # noqa: E402
-
-OPTIONS = {"epochs": 3, "n_factors": 8}
-SETTINGS = [part for name, value in OPTIONS.items() for part in ("--set", f"{name}={value}")]
-HOBBIES = ["chess", "golf | chess", None, "sailing"]
-
-
-def run(*arguments: object) -> Any:
-    return testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments: object) -> Any:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result
-
-
-def refused(*arguments: object, code: int = 2) -> str:
-    """Run what must fail, and return the one line that says why."""
-    result = run(*arguments)
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    return str(result.stderr)
-
-
-@pytest.fixture(scope="module")
-def log(make_frames: Callable[..., Any]) -> pd.DataFrame:
-    table: pd.DataFrame = make_frames(n_users=30, n_items=20).interactions
-    return table.assign(**{Columns.Weight: np.random.default_rng(0).uniform(1, 5, len(table))})
-
-
-@pytest.fixture(scope="module")
-def files(log: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Interactions in both formats, and wide features of all users, of one without interactions, and of all items."""
-    folder = tmp_path_factory.mktemp("files")
-    log.to_csv(folder / "log.csv", index=False)
-    log.to_parquet(folder / "log.parquet", index=False)
-    users = [*sorted(log[Columns.User].unique()), "newcomer"]
-    ages = [None if row % 7 == 3 else 20 + row for row in range(len(users))]
-    hobbies = [HOBBIES[row % 4] for row in range(len(users))]
-    pd.DataFrame({"user_id": users, "age": ages, "hobby": hobbies}).to_csv(folder / "users.csv", index=False)
-    items = np.sort(log[Columns.Item].unique())
-    genres = [f"g{item % 2}" for item in items]
-    pd.DataFrame({"item_id": items, "genre": genres, "price": items / 10}).to_parquet(folder / "items.parquet")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def features(files: Path) -> list[object]:
-    return ["--user-features", files / "users.csv", "--item-features", files / "items.parquet"]
 
 
 @pytest.fixture(scope="module")
@@ -96,24 +41,6 @@ def dataset(log: pd.DataFrame, files: Path) -> Dataset:
         ["genre"],
         False,
     )
-
-
-@pytest.fixture(scope="module")
-def folder(files: Path, features: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "dssm"
-    result = succeed("fit", files / "log.csv", *features, *SETTINGS, "--output", folder)
-    assert result.stdout == ""
-    assert "DSSMModel was fitted on 30 users, 20 items, 240 interactions" in result.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
-def plain(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model without features, quick to fit."""
-    folder = tmp_path_factory.mktemp("models") / "knn"
-    result = succeed("fit", files / "log.parquet", "--model", "UserKNNModel", "-o", folder, "--quiet")
-    assert result.output == ""
-    return folder
 
 
 # ---------------------------------------------------------------------- recommend
@@ -429,6 +356,17 @@ def test_bad_features(table: dict[str, list[Any]], words: list[str], files: Path
     message = refused("fit", files / "log.csv", *options)
     assert [word for word in words if word not in message] == []
     assert os.listdir(tmp_path) == ["items.parquet"]
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="This user may write anywhere")
+def test_folders_that_can_not_be_written_to(files: Path, plain: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        assert str(tmp_path) in refused("fit", files / "log.csv", "-o", tmp_path / "new" / "model")
+        assert str(tmp_path) in refused("tune", files / "log.csv", "-o", tmp_path / "best.yaml")
+        assert str(tmp_path) in refused("leaderboard", files / "log.csv", "-o", tmp_path / "report.html")
+    finally:
+        tmp_path.chmod(0o700)
 
 
 def test_other_bad_input(files: Path, plain: Path, tmp_path: Path) -> None:
