@@ -22,6 +22,7 @@ from .options import (
     TableOptions,
 )
 from .output import check_folder, check_output, show, write_json, write_table, write_text
+from .serve import EPILOG, serve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -387,6 +388,9 @@ def inspect(
 
     facts = describe_model(load_model(path), path) if path.is_dir() else describe_data(path, _names(columns))
     show(pd.DataFrame(facts, columns=["property", "value"]), str(path))
+
+
+app.command(epilog=EPILOG)(serve)
 
 
 def _names(columns: ColumnOptions) -> Names:
