@@ -13,6 +13,7 @@ import typer
 
 from .errors import Group, InputError, command, note
 from .output import check_folder, check_output, show, write_json, write_table
+from .serve import EPILOG, serve
 
 if TYPE_CHECKING:
     import numpy as np
@@ -319,6 +320,9 @@ def inspect(
     else:
         facts = describe_data(path, Names(user_column, item_column, weight_column, datetime_column))
     show(pd.DataFrame(facts, columns=["property", "value"]), str(path))
+
+
+app.command(epilog=EPILOG)(serve)
 
 
 def _load(folder: Path) -> PackModel[Any]:
