@@ -131,6 +131,7 @@ class _Load:
     async def run(self) -> Report:
         report, clock = self._report, asyncio.get_running_loop().time
         await self._connect_all()
+        print("started", flush=True)  # who has started this process may wait for the line
         cpu_seconds = time.process_time()
         report.start = clock() + 0.05
         for number in range(self._n_open):

@@ -12,6 +12,7 @@ fixed rate, and latency counts from when they are due. Sampled answers are compa
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import socket
@@ -42,23 +43,6 @@ from rectools_neural import load_dataset, model_from_config
 from rectools_neural.models.pack import PackModel
 
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "serving.json"
-#: Data, and the models that serve them. Few epochs: how good they are makes no difference to the time they take.
-CASES: dict[str, tuple[Callable[[], Dataset], dict[str, dict[str, Any]]]] = {
-    "MovieLens-1M": (
-        lambda: load_dataset("ml-1m"),
-        {"DSSM": {"cls": "DSSMModel", "epochs": 2}, "NeuMF": {"cls": "NCFModel", "epochs": 1}},
-    ),
-    "50,000 items": (
-        lambda: kion_like(50_000, 50_000, 500_000),
-        {"DSSM": {"cls": "DSSMModel", "epochs": 1, "batch_size": 2048}},
-    ),
-}
-QUICK_CASES: dict[str, tuple[Callable[[], Dataset], dict[str, dict[str, Any]]]] = {
-    "a few generated items": (
-        lambda: kion_like(400, 300, 4_000),
-        {"DSSM": {"cls": "DSSMModel", "epochs": 1, "n_factors": 8}},
-    )
-}
 K, LARGE_K, N_EXTRA = 10, 50, 20
 SHARES = {"user": 0.7, "history": 0.2, "k": 0.05, "whitelist": 0.05}
 N_QUERIES = 1_999  # a prime, so that the kept answers go through all of them
@@ -69,11 +53,57 @@ SCORE_TOLERANCE, TIE_TOLERANCE = 1e-4, 1e-5  # of the scores, or relative to the
 SEEDS = (0, 1, 2)  # of the models that replace each other
 AROUND = 1.0  # seconds after a swap that still count as around it
 STARTS, STOPS, SWAPS = 120.0, 15.0, 60.0  # seconds that a start, a stop and a swap may take
+DISTRIBUTIONS = ("fastapi", "uvicorn", "uvloop", "httptools")
 PROBLEMS = ("failed", "answers that differ")
 N_SHOWN = 5  # differences that the result file shows
 
 Query = dict[str, Any]
 Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    A model that is served.
+
+    Parameters
+    ----------
+    name : str
+        Of the model.
+    config : dict
+        Its options. Few epochs: how good it is makes no difference to the time it takes.
+    rate : float, default 1
+        The load on it, as a share of the rate that is asked for.
+    takes_histories : bool, default True
+        Whether a history alone can be a query; else known users take the share of these.
+    """
+
+    name: str
+    config: dict[str, Any]
+    rate: float = 1.0
+    takes_histories: bool = True
+
+
+#: Data, and the models that are fitted on them. Models are replaced in the first case.
+CASES: dict[str, tuple[Callable[[], Dataset], list[Case]]] = {
+    "MovieLens-1M": (
+        lambda: load_dataset("ml-1m"),
+        [
+            Case("DSSM", {"cls": "DSSMModel", "epochs": 2}),
+            Case("NeuMF", {"cls": "NCFModel", "epochs": 1}, rate=0.1, takes_histories=False),
+        ],
+    ),
+    "50,000 items": (
+        lambda: kion_like(50_000, 50_000, 500_000),
+        [Case("DSSM", {"cls": "DSSMModel", "epochs": 1, "batch_size": 2048})],
+    ),
+}
+QUICK_CASES: dict[str, tuple[Callable[[], Dataset], list[Case]]] = {
+    "a few generated items": (
+        lambda: kion_like(400, 300, 4_000),
+        [Case("DSSM", {"cls": "DSSMModel", "epochs": 1, "n_factors": 8})],
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -114,11 +144,11 @@ class Settings:
 
 
 QUICK = Settings(
-    rate=50,
+    rate=100,
     seconds=2,
-    warm_up=1,
-    step=50,
-    max_rate=50,
+    warm_up=0.5,
+    step=100,
+    max_rate=100,
     step_seconds=1,
     swap_seconds=4,
     swap_interval=4,
@@ -146,25 +176,27 @@ def run(settings: Settings, is_quick: bool = False) -> dict[str, Any]:
         "provenance": provenance(),
         "load before": round(os.getloadavg()[0], 1),
         "note": "a load before of 1 or more: others were at work on the machine, and the times are too long",
+        "service": {name: importlib.metadata.version(name) for name in DISTRIBUTIONS},
         "settings": {**asdict(settings), "queries": SHARES, "k": [K, LARGE_K], "whitelist": WHITELIST},
         "cases": {},
     }
-    for data, (load, models) in (QUICK_CASES if is_quick else CASES).items():
+    for data, (load, cases) in (QUICK_CASES if is_quick else CASES).items():
         dataset = load()
-        queries = make_queries(dataset, N_QUERIES)
-        for name, config in models.items():
+        for case in cases:
+            name, own = f"{data}, {case.name}", replace(settings, rate=case.rate * settings.rate)
+            queries = make_queries(dataset, N_QUERIES, case.takes_histories)
             with tempfile.TemporaryDirectory(prefix="serving-") as folder:
-                bench = _Bench(settings, dataset, queries, Path(folder))
-                result["cases"][f"{data}, {name}"] = {"config": config, **bench.measure(config)}
+                bench = _Bench(own, dataset, queries, Path(folder))
+                result["cases"][name] = {**asdict(case), **bench.measure(case.config)}
                 if "swaps" not in result:
-                    result["swaps"] = {"case": f"{data}, {name}", **bench.swap(config)}
+                    result["swaps"] = {"case": name, **bench.swap(case.config)}
     return result
 
 
 # ---------------------------------------------------------------------- queries, and what they should give
 
 
-def make_queries(dataset: Dataset, n: int) -> list[Query]:
+def make_queries(dataset: Dataset, n: int, with_histories: bool = True) -> list[Query]:
     """
     Draw what is asked, in the shares of `SHARES`: known users with defaults, histories, long lists, whitelists.
 
@@ -174,6 +206,8 @@ def make_queries(dataset: Dataset, n: int) -> list[Query]:
         Whose users and items are asked for.
     n : int
         How many queries.
+    with_histories : bool, default True
+        Else known users take the share of the histories.
 
     Returns
     -------
@@ -188,7 +222,7 @@ def make_queries(dataset: Dataset, n: int) -> list[Query]:
     queries: list[Query] = []
     for kind in rng.choice(list(SHARES), n, p=list(SHARES.values())):
         query: Query = {"user_id": users[rng.integers(len(users))], "k": LARGE_K if kind == "k" else K}
-        if kind == "history":
+        if kind == "history" and with_histories:
             drawn = rng.choice(rows, rng.integers(1, MAX_HISTORY + 1))
             query = {"history": pd.unique(drawn).tolist(), "k": K}
         elif kind == "whitelist":
@@ -238,7 +272,7 @@ def expected_answers(model: PackModel[Any], dataset: Dataset, queries: Sequence[
 
 def _with_histories(dataset: Dataset, names: Sequence[str], histories: Sequence[Sequence[Any]]) -> Dataset:
     """Make a dataset of new users beside the old ones, who lose their histories here and have no features."""
-    user_ids, lengths = dataset.user_id_map.add_ids(names), [len(history) for history in histories]
+    user_ids, lengths = dataset.user_id_map.add_ids(np.array(names, object)), [len(one) for one in histories]
     rows = {
         Columns.User: np.repeat(user_ids.convert_to_internal(names), lengths),
         Columns.Item: dataset.item_id_map.convert_to_internal(np.concatenate(histories)),
@@ -389,14 +423,16 @@ def load_on(port: int, queries: Sequence[Query], rate: float, seconds: float) ->
     Yields
     ------
     callable
-        Waits for the end and gives the report.
+        Waits for the end and gives the report. The load has started.
     """
     plan = Plan(port, "/recommend", [json.dumps(query) for query in queries], rate, seconds)
     with tempfile.TemporaryDirectory(prefix="load-") as name:
         files = [Path(name) / file for file in ("plan.json", "report.json")]
         files[0].write_text(json.dumps(asdict(plan)), encoding="utf-8")
         command = [sys.executable, "-m", "benchmarks.load", *map(str, files)]
-        with _running(command, stderr=subprocess.PIPE) as process:
+        with _running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()  # it has started, or failed
 
             def report() -> Report:
                 _, errors = process.communicate(timeout=seconds + 2 * plan.patience + STARTS)
@@ -524,10 +560,8 @@ class _Bench:
         for swap in swaps:
             near |= (due >= swap["began"]) & (due <= swap["served"] + AROUND)
         times = 1e3 * np.array(report.latencies)
-        return {
-            "p99 around swaps, ms": float(np.quantile(times[near], 0.99)),
-            "p99 between swaps, ms": float(np.quantile(times[~near], 0.99)),
-        }
+        parts = {"around": times[near], "between": times[~near]}
+        return {f"p99 {name} swaps, ms": float(np.quantile(part, 0.99)) for name, part in parts.items() if len(part)}
 
     def _fit(self, config: Mapping[str, Any]) -> PackModel[Any]:
         model: PackModel[Any] = model_from_config(config).fit(self.dataset)  # type: ignore[assignment]

@@ -251,11 +251,11 @@ def serving_tables(result: Result) -> str:
     with_swaps = [[name, _number(value)] for name, value in swaps["figures"].items()]
     asked = ", ".join(f"{share:.0%} {kind}" for kind, share in settings["queries"].items())
     about = (
-        f"{settings['seconds']:g} s of {settings['rate']:g} requests a second, timed from when each was due ({asked}); "
+        f"{settings['seconds']:g} s of requests, timed from when each was due ({asked}); "
         f"load of the machine before {result['load before']}"
     )
     source = _source(about, [result["provenance"]], "serving.json")
-    header = [f"{swaps['case']}, {settings['swap_seconds'] / 60:g} minutes", ""]
+    header = [f"{swaps['case']}, {settings['swap_seconds']:g} s with models replaced", ""]
     return f"{_table(['', *cases], lines)}\n\n{_table(header, with_swaps)}\n\n{source}"
 
 

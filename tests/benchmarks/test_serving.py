@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 from rectools import Columns
 from rectools.dataset import Dataset
 
-pytest.importorskip("psutil", reason="psutil is not installed: pip install psutil")
+pytest.importorskip("psutil", reason="psutil is not installed: pip install rectools-neural[dev]")
+pytest.importorskip("uvicorn", reason="the service is not installed: pip install rectools-neural[serving]")
 
-from benchmarks.serving import N_EXTRA, difference, expected_answers, make_queries
+from benchmarks.serving import N_EXTRA, difference, expected_answers, main, make_queries, problems, service
 from rectools_neural import DSSMModel
 
 QUERY = {"user_id": 1, "k": 3}
@@ -72,6 +74,7 @@ def test_queries_have_their_shares_and_ask_for_what_is_there(dataset: Dataset) -
     shares = {kind: n / 2_000 for kind, n in kinds.items()}
     assert shares == pytest.approx({"user": 0.7, "history": 0.2, "k": 0.05, "whitelist": 0.05}, abs=0.03)
     assert {q["user_id"] for q in queries if "user_id" in q} == set(dataset.user_id_map.external_ids)
+    assert not any("history" in q for q in make_queries(dataset, 100, with_histories=False))
     named = {item for q in queries for item in (*q.get("history", ()), *q.get("items", ()))}
     assert named == set(dataset.get_raw_interactions()[Columns.Item])
 
@@ -100,3 +103,38 @@ def test_expected_answers_are_those_of_the_model(dataset: Dataset) -> None:
     assert history[0] not in found[4].index
     assert set(history[1:]) & set(found[4].index)
     assert all(series.is_monotonic_decreasing for series in found)
+
+
+def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--quick", "--output", str(tmp_path / "serving.json")])
+    result = json.loads((tmp_path / "serving.json").read_text())
+    assert problems(result) == []
+    (case,), swaps = result["cases"].values(), result["swaps"]
+    figures = case["figures"]
+    assert figures["answers compared"] == 10
+    assert 0 < figures["p50, ms"] <= figures["p95, ms"] <= figures["p99, ms"] <= figures["longest, ms"]
+    assert figures["requests a second"] <= 101
+    assert 0 < figures["CPU of the server, ms a request"] < 1e3
+    assert case["steps"][0]["rate"] == 100
+    assert swaps["figures"]["swaps"] == 1
+    assert swaps["figures"]["answers compared"] == 20
+    (swap,) = swaps["swaps"]
+    assert 0 < swap["began"] < swap["saved"] < swap["served"]
+    assert len(swaps["memory"]) == 2
+    printed = capsys.readouterr().out
+    assert f"| answers compared | {figures['answers compared']} |" in printed
+    assert "| swaps | 1 |" in printed
+    figures["failed"] = 2
+    assert problems(result) == ["a few generated items, DSSM: 2 failed"]
+
+
+@pytest.mark.parametrize("option", ["--seconds", "--rate", "--swap-minutes"])
+def test_nothing_is_measured_in_no_time(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([option, "0"])
+    assert "must be above 0" in capsys.readouterr().err
+
+
+def test_service_that_ends_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="The service has ended"), service(tmp_path / "model", 1.0):
+        pass
