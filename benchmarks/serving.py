@@ -400,7 +400,7 @@ def service(folder: Path, reload_interval: float) -> Iterator[Service]:
     port, log = _free_port(), folder.with_suffix(".log")
     command = [sys.executable, "-m", "rectools_neural.cli", "serve", str(folder)]
     command += ["--port", str(port), "--reload-interval", str(reload_interval)]
-    with log.open("wb") as output, _running(command, stdout=output, stderr=output) as process:
+    with log.open("wb") as output, running(command, stdout=output, stderr=output) as process:
         server = Service(process, port, log)
         server.next_version(None, STARTS)
         yield server
@@ -430,7 +430,7 @@ def load_on(port: int, queries: Sequence[Query], rate: float, seconds: float) ->
         files = [Path(name) / file for file in ("plan.json", "report.json")]
         files[0].write_text(json.dumps(asdict(plan)), encoding="utf-8")
         command = [sys.executable, "-m", "benchmarks.load", *map(str, files)]
-        with _running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()  # it has started, or failed
 
@@ -444,7 +444,22 @@ def load_on(port: int, queries: Sequence[Query], rate: float, seconds: float) ->
 
 
 @contextmanager
-def _running(command: Sequence[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: Sequence[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """
+    Run a command with one thread for each library, and stop it at the end, whatever happens.
+
+    Parameters
+    ----------
+    command : sequence of str
+        The program and its arguments.
+    **streams
+        Where what it prints goes, as for `subprocess.Popen`.
+
+    Yields
+    ------
+    subprocess.Popen
+        The process.
+    """
     environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, "1")}
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment, **streams) as process:
         try:

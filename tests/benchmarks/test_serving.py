@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from rectools.dataset import Dataset
 pytest.importorskip("psutil", reason="psutil is not installed: pip install rectools-neural[dev]")
 pytest.importorskip("uvicorn", reason="the service is not installed: pip install rectools-neural[serving]")
 
-from benchmarks.serving import N_EXTRA, difference, expected_answers, main, make_queries, problems, service
+from benchmarks.serving import N_EXTRA, difference, expected_answers, main, make_queries, problems, running, service
 from rectools_neural import DSSMModel
 
 QUERY = {"user_id": 1, "k": 3}
@@ -133,6 +134,12 @@ def test_nothing_is_measured_in_no_time(option: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit, match="2"):
         main([option, "0"])
     assert "must be above 0" in capsys.readouterr().err
+
+
+def test_processes_are_stopped_where_the_measuring_fails() -> None:
+    with pytest.raises(KeyError), running([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        raise KeyError
+    assert process.returncode is not None
 
 
 def test_service_that_ends_is_an_error(tmp_path: Path) -> None:
