@@ -22,6 +22,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -515,7 +516,7 @@ class _Bench:
                 (step["rate"] for step in steps if _holds(step)), default=0
             ),
         }
-        return {"figures": figures, "steps": steps, "differences": differences[:N_SHOWN]}
+        return {"figures": figures, "steps": steps, **_details(report, differences)}
 
     def _steps(self, server: Service) -> list[Figures]:
         steps: list[Figures] = []
@@ -567,7 +568,7 @@ class _Bench:
             "memory after the first swap, MB": memory[1],
             "memory after the last swap, MB": memory[-1],
         }
-        return {"figures": figures, "memory": memory, "swaps": swaps, "differences": differences[:N_SHOWN]}
+        return {"figures": figures, "memory": memory, "swaps": swaps, **_details(report, differences)}
 
     def _latencies_around(self, report: Report, swaps: Sequence[Figures]) -> Figures:
         due = np.arange(len(report.latencies)) / self.settings.rate
@@ -611,6 +612,11 @@ def _latencies(report: Report) -> Figures:
     times = 1e3 * np.array(report.latencies)
     quantiles = {f"p{share}, ms": float(np.quantile(times, share / 100)) for share in (50, 95, 99)}
     return {**quantiles, "longest, ms": float(times.max()), "failed": len(report.failures)}
+
+
+def _details(report: Report, differences: Sequence[str]) -> dict[str, Any]:
+    """Tell what went wrong: failures by status, 0 where no answer came, and some answers that differ."""
+    return {"failures": Counter(status for _, status in report.failures), "differences": differences[:N_SHOWN]}
 
 
 def _holds(step: Figures) -> bool:
