@@ -12,8 +12,6 @@ import copy
 import hashlib
 import json
 import logging
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -32,6 +30,7 @@ from typing_extensions import Self
 
 from .data.reader import Items, Users, seen_matrix
 from .errors import did_you_mean
+from .files import find_folder, replacing_folder
 from .models.pack import check_not_empty
 from .models.two_sided import TwoSidedModel, _item_vectors, _user_vectors
 from .ranking import Ranker, Ranking, rank_vectors
@@ -56,7 +55,7 @@ _QUERIES_AT_ONCE = 4096
 _PAIRS_AT_ONCE = 1 << 16
 
 _FORMAT = 1
-_MANIFEST, _ARRAYS, _IDS, _LISTS_FILE = "index.json", "arrays.npz", "ids.json", "lists.faiss"
+_FILES = _MANIFEST, _ARRAYS, _IDS, _LISTS_FILE = "index.json", "arrays.npz", "ids.json", "lists.faiss"
 
 _logger = logging.getLogger(__name__)
 
@@ -606,27 +605,16 @@ class ItemIndex:
         Raises
         ------
         ValueError
-            If there is something else in its place.
+            If there is something else in its place, or in the folder.
         """
-        target = Path(folder)
+        target = find_folder(folder)
         if target.exists() and not (target / _MANIFEST).is_file():
             raise ValueError(f"`{target}` is there already and is no index: give another `folder`")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary, old = (target.with_name(f".{target.name}.{uuid.uuid4().hex}.{kind}") for kind in ("new", "old"))
-        temporary.mkdir()
-        try:
+        others = sorted({path.name for path in target.iterdir()} - set(_FILES)) if target.exists() else []
+        if others:
+            raise ValueError(f"`{target}` also has {others[:5]}, which would be lost: give another `folder`")
+        with replacing_folder(folder, _FILES) as temporary:
             self._write(temporary)
-            if target.exists():
-                target.rename(old)
-            try:
-                temporary.rename(target)
-            except OSError:
-                if old.exists():
-                    old.rename(target)
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
         arrays = {"vectors": self._vectors.numpy(), "labels": self._labels, "judged": self._judged.numpy()}
@@ -664,7 +652,7 @@ class ItemIndex:
         ValueError
             If the folder has no index, or a file is missing or not as it was written.
         """
-        source = Path(folder)
+        source = find_folder(folder)
         manifest = _read_manifest(source)
         index = cls._empty(*manifest["options"])
         index._radius, index._n_probed, index._n_listed, index.recall = manifest["lists"]

@@ -13,7 +13,6 @@ import importlib
 import json
 import math
 import os
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -37,6 +36,7 @@ from .data.context import ContextEncoder
 from .data.features import EncodedFeatures, FeatureEncoder
 from .data.histories import Histories
 from .data.reader import DatasetReader, Reading, Users, match
+from .files import find_folder, old_folder, replacing_folder
 from .registry import MODELS
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ _NOT_SAVED = ("get_trainer_func", "get_trainer_func_kwargs")
 _MAX_CONFIG = 1 << 16  # bytes; nothing tells beforehand how large it must be
 _MAX_LAYERS = 1000  # layers are built one by one, and no weights need stand behind the number
 _IDS_AT_ONCE = 1 << 16
-_ATTEMPTS = 100  # to read a folder that is replaced meanwhile
+_ATTEMPTS = 20  # to read a folder that is replaced meanwhile
 _AGAIN = "Get the folder again from where it came from, or save the model again with `save_pretrained`"
 
 # ---------------------------------------------------------------------- structure of the JSON files
@@ -143,9 +143,7 @@ def save_pretrained(model: PackModel[Any], folder: str | os.PathLike[str], datas
     name = type(model).__name__
     if MODELS.get(name) != type(model).__module__:
         raise ValueError(f"{name} is none of the models of rectools_neural: save it with `save`")
-    # Where a link leads is replaced, not the link.
-    target = Path(os.path.realpath(folder))
-    _check_replaceable(target)
+    _check_replaceable(folder)
     contents = _contents(model, dataset)
     index = _Index(
         format=FORMAT,
@@ -163,7 +161,9 @@ def save_pretrained(model: PackModel[Any], folder: str | os.PathLike[str], datas
             "attributes of the loaded model before you train it further",
             stacklevel=3,
         )
-    _write(target, contents)
+    with replacing_folder(folder, _ALL) as target:
+        for file, data in contents.items():
+            (target / file).write_bytes(data)
 
 
 def _options(config: BaseModel) -> dict[str, Any]:
@@ -312,14 +312,8 @@ def _ids_to_parquet(ids: np.ndarray, side: str) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _backup(target: Path) -> Path:
-    """Where the old folder is while the new one takes its place."""
-    return target.with_name(f".{target.name}.old")
-
-
-def _check_replaceable(target: Path) -> None:
-    if not target.exists() and _backup(target).exists():
-        target = _backup(target)
+def _check_replaceable(folder: str | os.PathLike[str]) -> None:
+    target = find_folder(os.path.realpath(folder))
     if not target.exists():
         return
     refusal = f"{target} exists and is no folder of a saved model: delete it, or choose another one"
@@ -338,53 +332,6 @@ def _check_replaceable(target: Path) -> None:
         is_ours = False
     if not is_ours:
         raise FileExistsError(refusal)
-
-
-def _write(target: Path, contents: Mapping[str, bytes]) -> None:
-    """Write a folder as a whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part, backup = target.with_name(f".{target.name}.{uuid.uuid4().hex}"), _backup(target)
-    try:
-        part.mkdir()
-        for name, data in contents.items():
-            with (part / name).open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        _sync_folder(part)
-        if target.exists():
-            # A full folder can't be replaced in one step. Between the two, loading takes the backup.
-            _remove(backup)
-            os.rename(target, backup)
-        try:
-            os.rename(part, target)
-        except BaseException:
-            if backup.exists():
-                os.rename(backup, target)
-            raise
-        _sync_folder(target.parent)
-        _remove(backup)
-    finally:
-        _remove(part)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere folders can't be opened
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _remove(folder: Path) -> None:
-    """Delete the files of a model and their folder, and nothing else."""
-    if not folder.is_dir():
-        return
-    for name in _ALL:
-        (folder / name).unlink(missing_ok=True)
-    folder.rmdir()
 
 
 # ---------------------------------------------------------------------- loading
@@ -612,7 +559,7 @@ def _read_folder(folder: Path) -> _Files:
 def _identity(folder: Path) -> list[tuple[int, int] | None]:
     """Tell a folder, and the old one beside it, from others that take their places."""
     found: list[tuple[int, int] | None] = []
-    for path in (folder, _backup(Path(os.path.realpath(folder)))):
+    for path in (folder, old_folder(folder)):
         try:
             status = path.stat()
         except OSError:
@@ -633,12 +580,10 @@ def _read_files(path: Path) -> _Files:
 def _locate(folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, not a folder of `save_pretrained`: a file of `save` is for `load_model`")
-    backup = _backup(Path(os.path.realpath(folder)))
-    if not folder.exists() and backup.is_dir():  # a save was killed in its last step
-        return backup
-    if not folder.exists():
+    found = find_folder(folder)
+    if not found.exists():
         raise FileNotFoundError(f"There is no folder {folder}: name one that `save_pretrained` has written")
-    return folder
+    return found
 
 
 def _read_index(path: Path) -> tuple[_Index, str]:

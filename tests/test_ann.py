@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -361,7 +362,21 @@ class TestFiles:
         index = ItemIndex.build(np.eye(3), [1, 2, 3])
         with pytest.raises(ValueError, match="is no index"):
             index.save(tmp_path / "mine")
-        assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+        index.save(tmp_path / "index")
+        (tmp_path / "index" / "thesis.txt").write_text("precious")
+        with pytest.raises(ValueError, match=r"also has \['thesis\.txt'\], which would be lost"):
+            index.save(tmp_path / "index")
+        for name in ("mine", "index"):
+            assert (tmp_path / name / "thesis.txt").read_text() == "precious"
+
+    def test_killed_between_the_last_steps(self, tmp_path: Path) -> None:
+        """The old folder was moved away already, and the new one is not there yet."""
+        ItemIndex.build(np.eye(3), [1, 2, 3]).save(tmp_path / "index")
+        (tmp_path / "index").rename(tmp_path / ".index.old")
+        assert ItemIndex.load(tmp_path / "index").ids.tolist() == [1, 2, 3]
+        ItemIndex.build(np.eye(3), [4, 5, 6]).save(tmp_path / "index")
+        assert ItemIndex.load(tmp_path / "index").ids.tolist() == [4, 5, 6]
+        assert os.listdir(tmp_path) == ["index"]
 
     def test_a_failure_leaves_the_earlier_index(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         index = ItemIndex.build(np.eye(3), [1, 2, 3])

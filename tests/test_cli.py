@@ -263,12 +263,15 @@ def facts_of(*arguments: object) -> dict[str, list[str]]:
     return table.astype(str).groupby("property")["value"].agg(list).to_dict()
 
 
-def test_inspect_a_model(folder: Path) -> None:
+def test_inspect_a_model(folder: Path, tmp_path: Path) -> None:
     facts = facts_of(folder)
     assert (facts["model"], facts["users"], facts["items"]) == (["DSSMModel"], ["30"], ["20"])
     assert (facts["user features"], facts["item features"]) == (["age, hobby"], ["genre, price"])
     assert (facts["option epochs"], facts["interactions"]) == (["3"], ["240"])
+    assert facts["stored users"] == ["31"]  # with the one who has features alone
     assert facts["version of rectools-neural"] == [rectools_neural.__version__]
+    from_pretrained(folder).save_pretrained(tmp_path / "model")
+    assert facts_of(tmp_path / "model")["stored users"] == ["0"]
 
 
 def test_inspect_data(files: Path, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from rectools import Columns
 
 from ..models.pack import PackModel
+from ..pretrained import KNOWN_USER_IDS
 from .tables import Names, read_interactions
 
 Facts = list[tuple[str, str]]
@@ -68,12 +70,13 @@ def describe_model(model: PackModel[Any], folder: Path) -> Facts:
     list of (str, str)
         Properties and values: class, sizes, features, options, versions.
     """
-    reader = model._fitted.reader
+    reader, stored = model._fitted.reader, folder / KNOWN_USER_IDS
     facts = [
         ("model", type(model).__name__),
         ("users", str(len(reader.user_ids))),
         ("items", str(len(reader.item_ids))),
         ("interactions", str(int(reader.popularity.sum()))),
+        ("stored users", str(pq.read_metadata(stored).num_rows if stored.is_file() else 0)),
     ]
     for side, encoder in (("user", reader.user_encoder), ("item", reader.item_encoder)):
         names = sorted(str(name) for name in (*encoder.schema.fields, *encoder.schema.numeric))
