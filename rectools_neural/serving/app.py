@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
@@ -112,6 +113,7 @@ def create_app(
         lifespan=service.lifespan,
         redirect_slashes=False,
     )
+    app.router.route_class = _PlainRoute
     requests = schemas.Requests.within(max_k, max_batch)
     _add_questions(app, service, requests)
     _add_state(app, service)
@@ -155,6 +157,14 @@ class _Service:
                 status, fault = (404, "unknown_user") if answer.is_unknown_user else (422, "value_error")
                 raise refuse(status, ("body", *place, *answer.field), str(answer), fault)
         return engine.version, answers
+
+
+class _PlainRoute(APIRoute):
+    """A route that calls its endpoint: these read the request on their own, in a fraction of FastAPI's time."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return endpoint
 
 
 # ---------------------------------------------------------------------- questions
@@ -202,7 +212,7 @@ def _add_questions(app: FastAPI, service: _Service, requests: schemas.Requests) 
 def _post(
     app: FastAPI, path: str, request: type[BaseModel], answer: type[BaseModel]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register an endpoint that reads its body on its own: FastAPI would parse, copy and check it in Python."""
+    """Register an endpoint, and describe its body."""
     body = {"required": True, "content": {"application/json": {"schema": _reference(request)}}}
     return app.post(
         path,
@@ -276,7 +286,8 @@ def _ranked(answer: Ranked) -> dict[str, Any]:
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:
-    return Response(to_json(content), status, media_type="application/json")
+    # JSON knows no NaN, such as the value of a part of a score that has none.
+    return Response(to_json(content, inf_nan_mode="null"), status, media_type="application/json")
 
 
 # ---------------------------------------------------------------------- state
@@ -284,12 +295,12 @@ def _json(content: dict[str, Any], status: int = 200) -> Response:
 
 def _add_state(app: FastAPI, service: _Service) -> None:
     @app.get("/health", response_model=schemas.Health)
-    async def health() -> Response:
+    async def health(_: Request) -> Response:
         """Tell that the process is alive."""
         return _json({"status": "ok"})
 
     @app.get("/ready", response_model=schemas.Ready, responses={503: {"model": schemas.Problems}})
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
         """Tell which model answers."""
         if not service.is_open:
             raise refuse(503, ("server",), "The service is about to stop", "unavailable", {"Retry-After": "1"})
@@ -310,7 +321,7 @@ def _add_state(app: FastAPI, service: _Service) -> None:
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
-    async def metrics() -> Response:
+    async def metrics(_: Request) -> Response:
         """Give the figures of the service, for Prometheus."""
         return Response(service.metrics.to_text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 

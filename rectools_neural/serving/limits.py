@@ -31,6 +31,8 @@ class BodyLimit:
 
         async def receive_within() -> Message:
             nonlocal n_received
+            if not n_received and _announced(scope) > self.max_bytes:
+                raise self._too_large()
             message = await receive()
             if message["type"] == "http.request":
                 n_received += len(message.get("body", b""))
@@ -38,13 +40,16 @@ class BodyLimit:
                     raise self._too_large()
             return message
 
-        for name, value in scope["headers"]:
-            # More digits than that are too many, whatever they say; and int() need not bear them.
-            if name == b"content-length" and value.isdigit() and (len(value) > 18 or int(value) > self.max_bytes):
-                raise self._too_large()
         await self.app(scope, receive_within, send)
 
     def _too_large(self) -> RefusedError:
         return refuse(
             413, ("body",), f"The body has more than {self.max_bytes} bytes: ask for less at once", "too_large"
         )
+
+
+def _announced(scope: Scope) -> int:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value[:18])  # more digits are too many in any case, and more than int() need bear
+    return 0
