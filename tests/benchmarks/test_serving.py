@@ -17,7 +17,7 @@ from rectools.dataset import Dataset
 pytest.importorskip("psutil", reason="psutil is not installed: pip install rectools-neural[dev]")
 pytest.importorskip("uvicorn", reason="the service is not installed: pip install rectools-neural[serving]")
 
-from benchmarks.serving import N_EXTRA, difference, expected_answers, main, make_queries, problems, running, service
+from benchmarks.serving import N_EXTRA, Service, difference, expected_answers, main, make_queries, problems, running
 from rectools_neural import DSSMModel
 
 QUERY = {"user_id": 1, "k": 3}
@@ -143,5 +143,9 @@ def test_processes_are_stopped_where_the_measuring_fails() -> None:
 
 
 def test_service_that_ends_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="The service has ended"), service(tmp_path / "model", 1.0):
-        pass
+    with (
+        (tmp_path / "log").open("wb") as log,
+        running([sys.executable, "-c", "raise SystemExit('no such folder')"], stderr=log) as process,
+        pytest.raises(RuntimeError, match=r"The service has ended:\nno such folder"),
+    ):
+        Service(process, 9, tmp_path / "log").next_version(None, 60.0)  # nothing answers at port 9
