@@ -225,6 +225,44 @@ def notebook() -> str | None:
     return _measurements("notebook.json", "The sizes of a course notebook; both sides rank with the same weights")
 
 
+def serving() -> str | None:
+    """Render the service under load."""
+    result = _read("serving.json")
+    return None if result is None else serving_tables(result)
+
+
+def serving_tables(result: Result) -> str:
+    """
+    Render what `benchmarks.serving` has measured: a column for each case, then the swaps.
+
+    Parameters
+    ----------
+    result : dict
+        What is in its result file.
+
+    Returns
+    -------
+    str
+        Two tables and their source.
+    """
+    cases, swaps, settings = result["cases"], result["swaps"], result["settings"]
+    names = list(dict.fromkeys(name for case in cases.values() for name in case["figures"]))
+    lines = [[name, *(_number(case["figures"][name]) for case in cases.values())] for name in names]
+    with_swaps = [[name, _number(value)] for name, value in swaps["figures"].items()]
+    asked = ", ".join(f"{share:.0%} {kind}" for kind, share in settings["queries"].items())
+    about = (
+        f"{settings['seconds']:g} s of requests, timed from when each was due ({asked}); "
+        f"load of the machine before {result['load before']}"
+    )
+    source = _source(about, [result["provenance"]], "serving.json")
+    header = [f"{swaps['case']}, {settings['swap_seconds']:g} s with models replaced", ""]
+    return f"{_table(['', *cases], lines)}\n\n{_table(header, with_swaps)}\n\n{source}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,d}" if isinstance(value, int) else f"{value:,.4g}"
+
+
 def _measurements(file: str, about: str) -> str | None:
     result = _read(file)
     if result is None:
@@ -285,6 +323,7 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "notebook": notebook,
     "replay_experiment": replay_experiment,
     "scale": scale,
+    "serving": serving,
     "speed": speed,
 }
 

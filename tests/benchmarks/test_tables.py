@@ -102,6 +102,35 @@ def test_tasks_by_hand(results: Path) -> None:
     assert "`benchmarks/results/clicks/a.json`" in lines[7]
 
 
+def test_serving_by_hand(results: Path) -> None:
+    assert tables.serving() is None
+    cases = {
+        "films, A": {"requests a second": 499.5, "failed": 0},
+        "films, B": {"requests a second": 50.0, "failed": 1234},
+    }
+    content = {
+        "provenance": PROVENANCE,
+        "load before": 0.1,
+        "settings": {"seconds": 30, "swap_seconds": 600, "queries": {"user": 0.7, "history": 0.3}},
+        "cases": {name: {"figures": figures} for name, figures in cases.items()},
+        "swaps": {"case": "films, A", "figures": {"swaps": 10, "p99, ms": 12.345}},
+    }
+    (results / "serving.json").write_text(json.dumps(content))
+    lines = (tables.serving() or "").splitlines()
+    assert lines[:8] == [
+        "|  | films, A | films, B |",
+        "| --- | --- | --- |",
+        "| requests a second | 499.5 | 50 |",
+        "| failed | 0 | 1,234 |",
+        "",
+        "| films, A, 600 s with models replaced |  |",
+        "| --- | --- |",
+        "| swaps | 10 |",
+    ]
+    assert lines[8] == "| p99, ms | 12.35 |"
+    assert "(70% user, 30% history)" in lines[-1]
+
+
 def test_page_is_filled_in_place(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
     page.write_text(
