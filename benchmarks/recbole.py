@@ -36,7 +36,7 @@ import torch
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.metrics import NDCG
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from benchmarks.config import DataConfig, RandomSplit
 from benchmarks.data import Fold, folds, prepare

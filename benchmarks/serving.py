@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil  # type: ignore[import-untyped]
+import psutil
 from rectools import Columns
 from rectools.dataset import Dataset, Interactions
 

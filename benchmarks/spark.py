@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil  # type: ignore[import-untyped]
-import pyarrow as pa  # type: ignore[import-untyped]
+import psutil
+import pyarrow as pa
 import pyspark
 import torch
 from pyspark.sql import SparkSession

@@ -37,7 +37,7 @@ from rectools.dataset import Dataset, IdMap, Interactions
 from rectools.models import load_model
 from rectools.models.rank import Distance, ImplicitRanker, TorchRanker
 from scipy import sparse
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from benchmarks.baselines import rectools_dssm
 from benchmarks.files import write_atomically
