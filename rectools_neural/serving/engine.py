@@ -431,4 +431,5 @@ def _with_given(stored: Histories, given: Sequence[dict[int, float] | None]) -> 
 
 
 def _plain(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else value
+    plain = value.item() if isinstance(value, np.generic) else value
+    return None if plain != plain else plain  # what has no value, such as the rest, may be NaN in a table
