@@ -84,6 +84,11 @@ class _Batches:
         """
         self._rank, self._world_size = rank, world_size
 
+    @property
+    def n_rows(self) -> int | None:
+        """How many rows of a table a batch touches, at most; None where it may be all of them."""
+        return None
+
     def __len__(self) -> int:
         return -(-self._n_examples() // (self.batch_size * self._world_size))
 
@@ -264,6 +269,11 @@ class PairBatches(_Batches):
         weights = None if histories.weights is None else histories.weights.astype(np.float32)
         self._pairs = self.users.pairs or Pairs(histories.rows(), histories.items, weights)
         self._context = None if self._pairs.context is None else self._pairs.context.batch()
+
+    @property
+    def n_rows(self) -> int | None:
+        """How many rows of a table a batch touches, at most, each feature having a single value."""
+        return None if self.shared else self.batch_size * (1 if self.sampler is None else 1 + self.n_negatives)
 
     def _n_examples(self) -> int:
         return len(self._pairs)

@@ -703,6 +703,11 @@ class AlternatingBatches:
         """Source of all randomness of both."""
         return self.of_encoder.generator
 
+    @property
+    def n_rows(self) -> int | None:
+        """As of the sources."""
+        return self.of_encoder.n_rows
+
     def share(self, rank: int, world_size: int) -> None:
         """Take a part of each batch; see the sources."""
         self.of_encoder.share(rank, world_size)

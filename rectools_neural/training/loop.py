@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,7 +21,9 @@ from tqdm.auto import tqdm
 
 from ..config import OptimizerConfig, ScheduleConfig
 from ..data.sources import draw_seed
+from ..nn.bags import watch
 from .checkpoint import Checkpoint
+from .rowwise import RowwiseAdamW
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -29,6 +31,9 @@ with warnings.catch_warnings():
     from pytorch_lightning import Trainer as Trainer
     from pytorch_lightning.strategies import DDPStrategy as DDPStrategy
     from pytorch_lightning.utilities import rank_zero_only
+
+#: A table is large that has this many times as many rows as a batch touches.
+_LARGE = 8
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed", "float64": "64-true"}
 
@@ -39,6 +44,10 @@ class Batches(Protocol):
     @property
     def generator(self) -> torch.Generator:
         """Source of their randomness."""
+
+    @property
+    def n_rows(self) -> int | None:
+        """How many rows of a table a batch touches, at most; None where it may be all of them."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -160,7 +169,11 @@ def train(
         with _interruptible():
             path = None if checkpoint is None or resumed is None else str(checkpoint.path)
             training = _Training(module, batch_loss, plan, batches, recorder)
-            trainer.fit(training, train_dataloaders=batches, ckpt_path=path)
+            try:
+                trainer.fit(training, train_dataloaders=batches, ckpt_path=path)
+            finally:
+                for parameter in module.parameters():
+                    watch(parameter, None)
     if checkpoint is not None:
         final = {
             "fingerprint": checkpoint.fingerprint,
@@ -207,9 +220,18 @@ class _Training(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self.module, self._plan.optimizer, self._plan.learning_rate)
-        schedule = make_schedule(optimizer, self._plan.optimizer.schedule, self._plan.epochs * len(self._batches))
+        config = self._plan.optimizer
+        optimizer = make_optimizer(self.module, config, self._plan.learning_rate, self._large_tables())
+        schedule = make_schedule(optimizer, config.schedule, self._plan.epochs * len(self._batches))
         return {"optimizer": optimizer} | ({"lr_scheduler": schedule} if schedule else {})
+
+    def _large_tables(self) -> list[nn.Parameter]:
+        """Tables of which a batch touches so few rows that it pays to leave the others alone."""
+        config, trainer, n_rows = self._plan.optimizer, self.trainer, self._batches.n_rows
+        is_whole = config.l1 or trainer.gradient_clip_val or trainer.world_size > 1 or self.device.type != "cpu"
+        if n_rows is None or is_whole or not (config.name == "adamw" or (config.name == "adam" and not config.l2)):
+            return []
+        return [p for p in self.module.parameters() if p.ndim == 2 and p.requires_grad and len(p) > _LARGE * n_rows]
 
 
 class _Recorder(Callback):
@@ -243,6 +265,9 @@ class _Recorder(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, RowwiseAdamW):
+                optimizer.catch_up()
         loss = trainer.strategy.reduce(torch.stack(self._losses).mean(), reduce_op="mean").item()
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise FloatingPointError(
@@ -323,9 +348,13 @@ class _Recorder(Callback):
         self.bar.update()
 
 
-def make_optimizer(module: nn.Module, config: OptimizerConfig, learning_rate: float) -> torch.optim.Optimizer:
-    """Build the optimiser of a config over all weights of a module."""
+def make_optimizer(
+    module: nn.Module, config: OptimizerConfig, learning_rate: float, tables: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Build the optimiser of a config over all weights of a module, of which some are large tables for Adam."""
     parameters = [p for p in module.parameters() if p.requires_grad]
+    if tables:
+        return RowwiseAdamW(parameters, tables, learning_rate, config.l2)
     classes = {
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,

@@ -19,6 +19,7 @@ from rectools import Columns
 from rectools.dataset import Dataset
 
 from rectools_neural import DSSMModel, MultVAEModel, model_from_config
+from rectools_neural.training import loop
 from rectools_neural.training.checkpoint import Checkpoints
 
 VALIDATION = {"name": "random", "size": 0.2, "patience": 2}
@@ -113,6 +114,14 @@ def test_ends_as_if_nothing_had_happened(case: str, dataset: Dataset, tmp_path: 
     # It did go on from there: of what came before the kill, only the unfinished epoch was repeated.
     assert len(counted) - n_steps < n_steps - steps + (21 if config["cls"] == "RecVAEModel" else 6)
     assert not folder.exists()
+
+
+def test_rows_that_have_missed_steps(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_LARGE", 0.1)
+    config = {"cls": "DLRMModel", "loss": "bce", "batch_size": 32}
+    fit_and_be_killed(config, dataset, tmp_path, 40)
+    assert list(tmp_path.iterdir())
+    assert_equal(make(config).fit(dataset, checkpoint_dir=tmp_path), make(config).fit(dataset))
 
 
 def test_a_second_kill(dataset: Dataset, tmp_path: Path) -> None:

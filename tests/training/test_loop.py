@@ -48,6 +48,8 @@ class Weights(nn.Module):
 class Numbered:
     """An epoch is the numbers 0, 1, ...; counts the batches that were made."""
 
+    n_rows = None
+
     def __init__(self, n: int) -> None:
         self.n = n
         self.made = 0
@@ -462,6 +464,7 @@ class TestSideEffects:
             "module = torch.nn.Linear(1, 1)\n"
             "class Batches:\n"
             "    generator = torch.Generator()\n"
+            "    n_rows = None\n"
             "    share = lambda self, rank, world_size: None\n"
             "    __len__ = lambda self: 2\n"
             "    __iter__ = lambda self: iter(torch.ones(2, 1))\n"
