@@ -78,9 +78,13 @@ class ProductCross(nn.Module):
         """Units of pairs, from fields of shapes ``(n, 1, dim)``: ``(n, n_out)``."""
         return (users * items).squeeze(1) @ self.weight.T
 
-    def fold(self, items: torch.Tensor) -> torch.Tensor:
+    def fold_items(self, items: torch.Tensor) -> torch.Tensor:
         """Matrices that turn the fields of a user into each unit for all items, shape ``(n_out, dim, n_items)``."""
         return torch.einsum("hd,cd->hdc", self.weight, items.squeeze(1))
+
+    def fold_users(self, users: torch.Tensor) -> torch.Tensor:
+        """Matrices that turn the fields of an item into each unit for all users, shape ``(n_out, n_users, dim)``."""
+        return torch.einsum("hd,ud->hud", self.weight, users.squeeze(1))
 
 
 class DotCross(nn.Module):
@@ -105,9 +109,13 @@ class DotCross(nn.Module):
         """Units of pairs, from fields of shapes ``(n, n_fields, dim)``: ``(n, n_out)``."""
         return torch.bmm(users, items.transpose(1, 2)).flatten(1) @ self.weight.flatten(1).T
 
-    def fold(self, items: torch.Tensor) -> torch.Tensor:
+    def fold_items(self, items: torch.Tensor) -> torch.Tensor:
         """As for `ProductCross`, shape ``(n_out, n_user_fields * dim, n_items)``."""
         return torch.einsum("hab,cbd->hadc", self.weight, items).flatten(1, 2)
+
+    def fold_users(self, users: torch.Tensor) -> torch.Tensor:
+        """As for `ProductCross`, shape ``(n_out, n_users, n_item_fields * dim)``."""
+        return torch.einsum("hab,uad->hubd", self.weight, users).flatten(2)
 
 
 class PairNetwork(nn.Module):
@@ -161,14 +169,22 @@ class PairNetwork(nn.Module):
         scores = self._linear_part(users, items)
         if not users.first.shape[1]:
             return scores
-        of_users = self._of_users(users)
         widest = max(users.first.shape[1], *(len(p) for p in self.rest.parameters()))
         n_users = max(1, _MAX_HIDDEN // (_ITEMS_AT_ONCE * widest))
-        for start in range(0, len(items), _ITEMS_AT_ONCE):
-            columns = slice(start, start + _ITEMS_AT_ONCE)
+        all_rows = [slice(first, first + n_users) for first in range(0, len(users), n_users)]
+        all_columns = [slice(start, start + _ITEMS_AT_ONCE) for start in range(0, len(items), _ITEMS_AT_ONCE)]
+        if self.cross is not None and _is_less_work_by_users(users, items):
+            for rows in all_rows:
+                some, folded = users.take(rows), self.cross.fold_users(users.fields[rows])
+                for columns in all_columns:
+                    others = items.take(columns)
+                    units = (folded @ others.fields.flatten(1).T).add_(others.first.T.unsqueeze(1))
+                    scores[rows, columns] += self._rest_of(units.add_(some.first.T.unsqueeze(2)))
+            return scores
+        of_users = self._of_users(users)
+        for columns in all_columns:
             of_items = self._of_items(items.take(columns))
-            for first in range(0, len(users), n_users):
-                rows = slice(first, first + n_users)
+            for rows in all_rows:
                 scores[rows, columns] += self._perceptron_part(of_users[:, rows], of_items)
         return scores
 
@@ -188,12 +204,14 @@ class PairNetwork(nn.Module):
         first = items.first.T.unsqueeze(1)
         parts = [torch.ones_like(first), first]
         if self.cross is not None:
-            parts.insert(0, self.cross.fold(items.fields))
+            parts.insert(0, self.cross.fold_items(items.fields))
         return torch.cat(parts, dim=1)
 
     def _perceptron_part(self, of_users: torch.Tensor, of_items: torch.Tensor) -> torch.Tensor:
+        return self._rest_of(torch.bmm(of_users, of_items))
+
+    def _rest_of(self, units: torch.Tensor) -> torch.Tensor:
         # Unit by unit: then each layer is one product with a wide matrix, and nothing has to be moved around.
-        units = torch.bmm(of_users, of_items)
         n_users, n_items = units.shape[1:]
         units = units.flatten(1)
         for layer in self.rest:
@@ -202,3 +220,10 @@ class PairNetwork(nn.Module):
             else:
                 units = layer(units)
         return units.view(n_users, n_items)
+
+
+def _is_less_work_by_users(users: Side, items: Side) -> bool:
+    """Whether the first layer costs less with its weights folded into the users instead of the items."""
+    of_users, of_items = users.fields.shape[1], items.fields.shape[1]
+    by_items = of_users * len(items) * (of_items + len(users))
+    return of_items * len(users) * (of_users + len(items)) < by_items

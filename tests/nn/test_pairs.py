@@ -90,16 +90,21 @@ class TestTable:
         )
         torch.testing.assert_close(network.table(users, items).flatten(), expected, rtol=1e-5, atol=1e-4)
 
-    def test_chunks_bound_the_hidden_units(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        network = make_network((4,), "dot", (2, 3), 5)
-        users, items = make_side(3, 2, 4, (2, 5), 1), make_side(10, 2, 4, (3, 5), 2)
+    # Few users, or users of many fields, are the side that is cheaper to multiply with the weights.
+    @pytest.mark.parametrize(("n_user_fields", "by_users"), [(1, False), (2, True)])
+    def test_chunks_bound_the_hidden_units(
+        self, n_user_fields: int, by_users: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        network = make_network((4,), "dot", (n_user_fields, 3), 5)
+        users, items = make_side(3, 2, 4, (n_user_fields, 5), 1), make_side(10, 2, 4, (3, 5), 2)
         sizes: list[tuple[int, ...]] = []
         network.rest[0].register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape)))
         monkeypatch.setattr(pairs_module, "_ITEMS_AT_ONCE", 4)
         monkeypatch.setattr(pairs_module, "_MAX_HIDDEN", 2 * 4 * 4)
         network.table_in_chunks(users, items)
         # Units by pairs: 2 users and 4 items at once, then what is left of either.
-        assert sizes == [(4, 8), (4, 4), (4, 8), (4, 4), (4, 4), (4, 2)]
+        by_items = [(4, 8), (4, 4), (4, 8), (4, 4), (4, 4), (4, 2)]
+        assert sizes == (by_items[::2] + by_items[1::2] if by_users else by_items)
 
     def test_nobody_and_nothing(self) -> None:
         network = make_network((4,), "dot", (2, 3), 5)
