@@ -9,8 +9,9 @@ BIN := $(VENV)/bin
 leaderboard: $(VENV)/installed
 	$(BIN)/python -m benchmarks.leaderboard
 
+# Two processes with a thread each; a file is tested by one of them.
 test: lint types
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
