@@ -11,6 +11,7 @@ Spark runs on this machine, two tasks at a time, so the seconds tell what Spark 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -259,11 +260,13 @@ def busy_worker(spark: SparkSession, is_over: Callable[[], bool]) -> psutil.Proc
 
 
 def _python_workers(java: psutil.Process) -> list[psutil.Process]:
-    try:
-        daemons = [process for process in java.children() if "pyspark.daemon" in process.cmdline()]
-        return [worker for daemon in daemons for worker in daemon.children()]
-    except psutil.NoSuchProcess:  # Java has children that come and go
-        return []
+    workers: list[psutil.Process] = []
+    for process in java.children():
+        # Java has children that come and go, and some that are dead and stay.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "pyspark.daemon" in process.cmdline():
+                workers += process.children()
+    return workers
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
